@@ -1,0 +1,175 @@
+"""The two networks (Sec. 3.4): a U-Net generator with two heads and a DCGAN critic.
+
+    python nets.py [--size 256]    prints every layer with its output shape, parameters and FLOPs
+
+                x [b,c_in,d,d]
+                |                                                        width   side
+    down 0      2 x conv3 ------------------------------- skip 0 ---.     16     d
+    down 1      max-pool, 2 x conv3 --------------- skip 1 ---.     |     32     d/2
+    down 2      max-pool, 2 x conv3 --------- skip 2 ---.     |     |     64     d/4
+    down 3      max-pool, 2 x conv3 --- skip 3 ---.     |     |     |     128    d/8
+    down 4      max-pool, 2 x conv3 - skip 4 .    |     |     |     |     256    d/16
+    down 5      max-pool, 2 x conv3 ---------'----'-----'-----'     |     512    d/32   (then up again to 32 wide, d/2)
+    image_up, image_out     up, concatenate, 2 x conv3, conv3, tanh-'     16     d      -> G^I(x), in [-1,1]
+    scale_up, scale_out     up, concatenate, 2 x conv3, conv3, softplus   16     d      -> G^sigma(x), above its floor
+
+The paper gives the family, the depth and the parameter counts (8.7 and 2.8 million); widths are chosen to meet them.
+The released code builds 10.7 and 4.7 million.
+"""
+import argparse
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+ONE_GREY_LEVEL = 1 / 127.5  # one step of an 8-bit image that was scaled to [-1,1]
+
+
+def check_size(d):
+    """Raises ValueError, one sentence, where the networks cannot take d x d images (five halvings; a 1x1 bottom has no
+    variance for the instance norm to divide by)."""
+    if d < 64 or d % 32:
+        raise ValueError(f"the image size must be a multiple of 32 from 64 up, not {d}: choose 64, 96, 128, 256, ...")
+
+
+def conv_norm_relu(c_in, c_out):
+    # The bias is cancelled by the norm's mean; it stays because a plain convolution has one (and the count says 8.67 M).
+    return nn.Sequential(nn.Conv2d(c_in, c_out, 3, padding=1), nn.InstanceNorm2d(c_out, affine=True), nn.LeakyReLU(0.2))
+
+
+def double_conv(c_in, c_out):
+    return nn.Sequential(conv_norm_relu(c_in, c_out), conv_norm_relu(c_out, c_out))
+
+
+class Up(nn.Module):
+    """One level of the decoder: [b,2c,h,w] and its skip [b,c,2h,2w] -> [b,c,2h,2w]."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.halve = conv_norm_relu(2 * c, c)
+        self.merge = double_conv(2 * c, c)
+
+    def forward(self, h, skip):
+        h = self.halve(F.interpolate(h, scale_factor=2, mode="nearest"))
+        return self.merge(torch.cat([skip, h], dim=1))
+
+
+def he_init(network, slope=0.2):
+    """He initialisation for LeakyReLU networks: w ~ N(0, 2 / ((1 + slope^2) fan_in)), biases zero (He et al., 2015)."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, a=slope, nonlinearity="leaky_relu")
+            nn.init.zeros_(layer.bias)
+
+
+class UNet(nn.Module):
+    """The generator G: one image in, the transferred image and a scale per pixel out.
+
+    G(x) = [G^I(x), G^sigma(x)],  G^I = tanh(.),  G^sigma = softplus(.) + floor                     (Sec. 3.3, 3.4)
+
+    x [b,c_in,d,d] in [-1,1] -> image [b,c_out,d,d] in [-1,1] and scale [b,c_out,d,d] > floor, in the units of image.
+    floor is not in the paper: without it Eq. 9 has no lower bound, since log(2 scale) -> -inf wherever the residual is
+    0, as in the background. One grey level: a residual below it carries no information.
+    d must be a multiple of 32 from 64 up; anything else raises ValueError.
+    """
+
+    def __init__(self, c_in=1, c_out=1, width=16, floor=ONE_GREY_LEVEL):
+        super().__init__()
+        w = [width * 2 ** level for level in range(6)]                        # 16, 32, 64, 128, 256, 512
+        self.floor = floor
+        self.down = nn.ModuleList(double_conv(i, o) for i, o in zip([c_in] + w, w))
+        self.up = nn.ModuleList(Up(c) for c in (w[4], w[3], w[2], w[1]))
+        self.image_up, self.image_out = Up(w[0]), nn.Conv2d(w[0], c_out, 3, padding=1)
+        self.scale_up, self.scale_out = Up(w[0]), nn.Conv2d(w[0], c_out, 3, padding=1)
+        he_init(self)
+
+    def encode(self, x):
+        """x [b,c_in,d,d] -> the six stages of the encoder, finest first: [b,w,d,d], [b,2w,d/2,d/2], ..., [b,32w,d/32,d/32]."""
+        check_size(x.shape[-1])
+        stages = [self.down[0](x)]
+        for block in self.down[1:]:
+            stages.append(block(F.max_pool2d(stages[-1], 2)))
+        return stages
+
+    def trunk(self, x):
+        """x -> what both heads share: the decoder at half size [b,2w,d/2,d/2] and the finest skip [b,w,d,d]."""
+        *skips, h = self.encode(x)
+        for up in self.up:
+            h = up(h, skips.pop())
+        return h, skips.pop()
+
+    def image(self, x):
+        """G^I(x) alone. The critic's updates never need the scale, so its head is left out there."""
+        return torch.tanh(self.image_out(self.image_up(*self.trunk(x))))
+
+    def forward(self, x):
+        shared = self.trunk(x)
+        image = torch.tanh(self.image_out(self.image_up(*shared)))
+        scale = F.softplus(self.scale_out(self.scale_up(*shared))) + self.floor
+        return image, scale
+
+
+class Critic(nn.Module):
+    """The Wasserstein critic f: five 4x4 convolutions of stride 2, no normalisation, one number per image.
+
+    y [b,c,d,d] -> f(y) [b], any real number.
+
+    The last convolution's map is averaged here, before anybody differentiates: f(y) is one number, as Eq. 2 has it. The
+    released critic returns a 5x5 map that its losses average and its penalty sums. No batch norm: the penalty is a
+    statement about each image (Gulrajani et al., 2017). d a multiple of 32 from 64 up, else ValueError.
+    """
+
+    def __init__(self, c=1, width=32):
+        super().__init__()
+        w = [width * 2 ** level for level in range(5)]                        # 32, 64, 128, 256, 512
+        layers = []
+        for i, o in zip([c] + w, w):
+            layers += [nn.Conv2d(i, o, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(w[-1], 1, 4, padding=1))
+        he_init(self)
+
+    def forward(self, y):
+        check_size(y.shape[-1])
+        return self.layers(y).mean(dim=(1, 2, 3))
+
+
+def layer_table(network, c, d):
+    """Rows (name, output shape, parameters, FLOPs) of every layer with weights, for one c x d x d image; counted on the
+    meta device, so nothing is computed. A convolution costs 2 FLOPs per weight and output pixel, biases and norms 0."""
+    network, rows = network.to("meta"), []
+
+    def note(name, layer, shape):
+        parameters = sum(w.numel() for w in layer.parameters())
+        flops = 2 * layer.weight.numel() * shape[-2] * shape[-1] if isinstance(layer, nn.Conv2d) else 0
+        rows.append((name, tuple(shape[1:]), parameters, flops))
+
+    for name, layer in network.named_modules():
+        if isinstance(layer, (nn.Conv2d, nn.InstanceNorm2d)):
+            layer.register_forward_hook(lambda layer, _, out, name=name: note(name, layer, out.shape))
+    network(torch.empty(1, c, d, d, device="meta"))
+    return rows
+
+
+def main():
+    from data import fail
+
+    parser = argparse.ArgumentParser(description="Print every layer with its output shape, parameters and FLOPs.")
+    parser.add_argument("--size", type=int, default=256, help="side d of the image (Sec. 4.1: 256)")
+    parser.add_argument("--width", type=int, default=16, help="width of the generator's first level (Sec. 3.4: 8.7 million parameters)")
+    parser.add_argument("--critic-width", type=int, default=32, help="width of the critic's first level (Sec. 3.4: 2.8 million)")
+    parser.error = fail
+    args = parser.parse_args()
+    try:
+        check_size(args.size)
+    except ValueError as error:
+        fail(str(error))
+    for title, network in (("G, the U-Net with two heads", UNet(width=args.width)), ("f, the critic", Critic(width=args.critic_width))):
+        rows = layer_table(network, 1, args.size)
+        print(f"\n{title}, one {args.size}x{args.size} image\n{'layer':<22}{'output':<18}{'parameters':>12}{'MFLOP':>10}")
+        for name, shape, parameters, flops in rows:
+            print(f"{name:<22}{'x'.join(map(str, shape)):<18}{parameters:>12,}{flops / 1e6:>10.1f}")
+        print(f"{'total':<40}{sum(r[2] for r in rows):>12,}{sum(r[3] for r in rows) / 1e6:>10.1f}")
+
+
+if __name__ == "__main__":
+    main()

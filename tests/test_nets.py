@@ -1,0 +1,117 @@
+"""Sec. 3.4: the two networks have the paper's size, two honest heads, one number per image, and refuse what they cannot take."""
+import math
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import nets
+
+
+def count(network):
+    return sum(w.numel() for w in network.parameters())
+
+
+def small(network, seed=0, **settings):
+    torch.manual_seed(seed)
+    return network(**settings)
+
+
+def batch(n, d=64, c=1):
+    return torch.rand(n, c, d, d, generator=torch.Generator().manual_seed(n)) * 2 - 1
+
+
+def test_parameter_counts_are_the_papers():
+    assert count(nets.UNet()) == 8_667_218  # "approximately 8.7 million"
+    assert count(nets.Critic()) == 2_794_977  # "approximately 2.8 million"
+
+
+def test_image_is_a_tanh_and_scale_a_softplus_above_its_floor():
+    G, x = small(nets.UNet, width=2), batch(2)
+    shared = G.trunk(x)
+    image, scale = G(x)
+    assert torch.allclose(image, torch.tanh(G.image_out(G.image_up(*shared))))
+    assert torch.allclose(scale, (1 + G.scale_out(G.scale_up(*shared)).exp()).log() + 1 / 127.5, atol=1e-6)
+    for head in (G.image_out, G.scale_out):
+        torch.nn.init.constant_(head.bias, -1e4)  # drives both heads to their lower ends
+    image, scale = G(x)
+    assert (image == -1).all() and torch.allclose(scale, torch.tensor(1 / 127.5))
+
+
+def test_the_floor_is_an_argument():
+    G = small(nets.UNet, width=1, floor=0.25)
+    torch.nn.init.constant_(G.scale_out.bias, -1e4)
+    assert torch.allclose(G(batch(1))[1], torch.tensor(0.25))
+
+
+def test_each_head_has_its_own_last_level():
+    G = small(nets.UNet, width=2)
+    for k, (own, others) in enumerate((("image_", "scale_"), ("scale_", "image_"))):
+        G.zero_grad()
+        G(batch(1))[k].sum().backward()
+        grads = {name: w.grad for name, w in G.named_parameters()}
+        assert all(g is None for name, g in grads.items() if name.startswith(others))
+        assert all(g is not None for name, g in grads.items() if not name.startswith(others))
+    assert count(G.image_up) == count(G.scale_up) and count(G.image_out) == count(G.scale_out)
+
+
+def test_image_alone_equals_the_first_output_and_skips_the_scale_head():
+    G, x = small(nets.UNet, width=2), batch(2)
+    assert torch.equal(G.image(x), G(x)[0])
+    G.scale_up.register_forward_hook(lambda *_: (_ for _ in ()).throw(AssertionError("the scale head ran")))
+    G.image(x)
+
+
+def test_images_in_a_batch_do_not_see_each_other():
+    x = batch(3).double()  # the 2x2 bottom's instance norm magnifies float32 rounding
+    for network in (small(nets.UNet, width=2).double(), small(nets.Critic, width=2).double()):
+        together, alone = network(x), network(x[1:2])
+        for t, a in zip(*(out if isinstance(out, tuple) else (out,) for out in (together, alone))):
+            assert torch.allclose(t[1:2], a, atol=1e-9)
+
+
+def test_the_critic_averages_its_map_to_one_number_per_image():
+    for d in (64, 128, 256):  # maps of 1x1, 3x3 and 7x7: a sum would show
+        f = small(nets.Critic, width=1)
+        torch.nn.init.zeros_(f.layers[-1].weight)
+        torch.nn.init.constant_(f.layers[-1].bias, 1.5)
+        assert torch.equal(f(batch(2, d)), torch.full((2,), 1.5))
+
+
+def test_outputs_keep_the_shape_for_every_allowed_size_and_channel_count():
+    G, f = small(nets.UNet, width=1, c_in=2, c_out=3), small(nets.Critic, width=1, c=3)
+    for d in (64, 96, 160):
+        image, scale = G(batch(2, d, c=2))
+        assert image.shape == scale.shape == (2, 3, d, d) and f(image).shape == (2,)
+    stages = G.encode(batch(2, 64, c=2))
+    assert [tuple(s.shape[1:]) for s in stages] == [(2 ** k, 64 // 2 ** k, 64 // 2 ** k) for k in range(6)]
+
+
+def test_other_sizes_are_refused_in_one_sentence():
+    for d in (32, 65, 100, 0):
+        for network in (nets.UNet(width=1), nets.Critic(width=1)):
+            try:
+                network(torch.zeros(1, 1, d, d))
+            except ValueError as error:
+                assert f"multiple of 32 from 64 up, not {d}" in str(error)
+            else:
+                raise AssertionError(f"{d} was taken")
+
+
+def test_weights_start_as_he_proposes_and_biases_at_zero():
+    G = small(nets.UNet)
+    for layer in G.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            assert (layer.bias == 0).all()
+            expected = math.sqrt(2 / (1.04 * layer.weight[0].numel()))
+            if layer.weight.numel() > 10_000:
+                assert abs(layer.weight.std().item() / expected - 1) < 0.05
+
+
+def test_the_layer_table_counts_what_torch_counts():
+    for network in (nets.UNet(width=2), nets.Critic(width=2)):
+        counter = FlopCounterMode(display=False)
+        with counter, torch.no_grad():
+            network(batch(1, 96))
+        rows = nets.layer_table(network, 1, 96)
+        assert sum(row[3] for row in rows) == counter.get_total_flops()
+        assert sum(row[2] for row in rows) == count(network)
