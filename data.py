@@ -337,6 +337,8 @@ def main():
     parser.add_argument("--h5", metavar="FILE", help="also pack the data set into this .h5 file")
     parser.error = fail
     args = parser.parse_args()
+    if args.size < 1:
+        fail(f"--size {args.size}: wants a whole number of at least 1.")
     slices = load(args.data, args.size)
     if args.h5:
         write_h5(args.h5, slices)

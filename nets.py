@@ -29,7 +29,7 @@ def check_size(d):
     """Raises ValueError, one sentence, where the networks cannot take d x d images (five halvings; a 1x1 bottom has no
     variance for the instance norm to divide by)."""
     if d < 64 or d % 32:
-        raise ValueError(f"the image size must be a multiple of 32 from 64 up, not {d}: choose 64, 96, 128, 256, ...")
+        raise ValueError(f"the image size must be a multiple of 32 from 64 up, not {d}: choose 64, 96, 128, 256 or the like")
 
 
 def conv_norm_relu(c_in, c_out):
@@ -110,7 +110,7 @@ class UNet(nn.Module):
 
 
 class Critic(nn.Module):
-    """The Wasserstein critic f: five 4x4 convolutions of stride 2, no normalisation, one number per image.
+    """The Wasserstein critic f: five 4x4 convolutions of stride 2, no normalisation, one number per image (Sec. 3.4).
 
     y [b,c,d,d] -> f(y) [b], any real number.
 
@@ -155,15 +155,13 @@ def main():
 
     parser = argparse.ArgumentParser(description="Print every layer with its output shape, parameters and FLOPs.")
     parser.add_argument("--size", type=int, default=256, help="side d of the image (Sec. 4.1: 256)")
-    parser.add_argument("--width", type=int, default=16, help="width of the generator's first level (Sec. 3.4: 8.7 million parameters)")
-    parser.add_argument("--critic-width", type=int, default=32, help="width of the critic's first level (Sec. 3.4: 2.8 million)")
     parser.error = fail
     args = parser.parse_args()
     try:
         check_size(args.size)
     except ValueError as error:
-        fail(str(error))
-    for title, network in (("G, the U-Net with two heads", UNet(width=args.width)), ("f, the critic", Critic(width=args.critic_width))):
+        fail(f"{error}.")
+    for title, network in (("G, the U-Net with two heads", UNet()), ("f, the critic", Critic())):
         rows = layer_table(network, 1, args.size)
         print(f"\n{title}, one {args.size}x{args.size} image\n{'layer':<22}{'output':<18}{'parameters':>12}{'MFLOP':>10}")
         for name, shape, parameters, flops in rows:

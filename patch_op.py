@@ -94,15 +94,17 @@ def main():
 
     parser = argparse.ArgumentParser(description="Draw a slice, three random patches and their resampled versions.")
     parser.add_argument("image", nargs="?", help="a slice, PNG, JPEG, TIFF or .npy; without it a phantom (Sec. 3.2)")
-    parser.add_argument("--size", type=int, default=256, help="side d in pixels (Sec. 4.1: 256)")
     parser.add_argument("--seed", type=int, default=0, help="seed of phi (Sec. 3.2: random)")
-    parser.add_argument("--out", default="patch_op.png", help="the picture to write")
     parser.error = fail
     args = parser.parse_args()
 
-    slice_ = fit(read_grey(args.image), args.size) if args.image else phantoms(args.size, subjects=1).input[0]
-    x = torch.from_numpy(slice_).float()[None, None].repeat(3, 1, 1, 1)
-    phi = sample_phi(3, args.size, torch.Generator().manual_seed(args.seed))
+    d = 256
+    try:
+        picture = fit(read_grey(args.image), d) if args.image else phantoms(d, subjects=1).input[0]
+    except ValueError as error:
+        fail(f"{error}.")
+    x = torch.from_numpy(picture).float()[None, None].repeat(3, 1, 1, 1)
+    phi = sample_phi(3, d, torch.Generator().manual_seed(args.seed))
     zoomed = patch(x, phi).clip(0, 255)
     figure = Figure(figsize=(9, 9.6), layout="constrained")
     axes = figure.subplots(3, 3)
@@ -110,11 +112,11 @@ def main():
         crop = x[row, 0, j1:j1 + size, j2:j2 + size]
         axes[row, 0].add_patch(Rectangle((j2 - .5, j1 - .5), size, size, fill=False, edgecolor="orange", linewidth=2))
         for ax, picture, title in zip(axes[row], (x[row, 0], crop, out[0]), (
-                f"x, square at ({j1}, {j2})", f"crop, {size} x {size}", f"$P_\\phi(x)$, {args.size} x {args.size}")):
+                f"x, square at ({j1}, {j2})", f"crop, {size} x {size}", f"$P_\\phi(x)$, {d} x {d}")):
             ax.imshow(picture, cmap="gray", vmin=0, vmax=255)
             ax.set(title=title, xticks=[], yticks=[])
-    figure.savefig(args.out, dpi=100)
-    print(f"wrote {args.out}")
+    figure.savefig("patch_op.png", dpi=100)
+    print("wrote patch_op.png")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ SMOKE = dict(data="phantom", size=64, width=8, critic_width=16, batch=4, critic_
 # ---------------------------------------------------------------- Sec. 3.4
 
 def train(config, slices, run, checkpoint=None):
-    """Trains G and f in turn on two piles of slices and writes the folder run; a checkpoint continues an earlier run.
+    """Trains G and f in turn on two piles of slices (Sec. 3.4) and writes the folder run; a checkpoint continues a run.
 
     config: every flag by its name; slices: data.Slices -> G and f, trained. Where the paper is silent: He initialisation,
     batches drawn with replacement. The released code trains the critic 30 times per update at first and takes the
@@ -36,7 +36,7 @@ def train(config, slices, run, checkpoint=None):
     b, d, p, lam, device = (config[flag] for flag in ("batch", "size", "p", "lam", "device"))
     G, f, opt_G, opt_f, streams, step, seconds = build(config, checkpoint)
     X, Y = to_device(slices.input, device), to_device(slices.target, device)
-    every, moments = math.ceil(config["updates"] / 100), {math.ceil(config["updates"] * k / 10) for k in range(1, 11)}
+    every, moments = max(1, config["updates"] // 100), {math.ceil(config["updates"] * k / 10) for k in range(1, 11)}
     started = time.perf_counter() - seconds
 
     while step < config["updates"]:
@@ -258,7 +258,7 @@ def main():
     config["device"] = pick_device(config["device"])
     config["out"] = config["out"] or f"runs/{Path(config['data']).stem}_{config['method']}_lam{config['lam']:g}_seed{config['seed']}"
     run = Path(args.resume or config["out"])
-    if not checkpoint and (run / "config.json").exists():
+    if not checkpoint and not args.dry_run and (run / "config.json").exists():
         fail(f"{run}: already holds a run; go on with --resume {run}, or choose another --out.")
 
     for flag, value in config.items():

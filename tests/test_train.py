@@ -21,6 +21,30 @@ def tiny_slices():
     return data.phantoms(64, subjects=3, slices=2)
 
 
+class ToyG(torch.nn.Module):
+    """Two convolutions with the generator's manners: the loop is audited, not the networks, and this takes milliseconds."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.shared, self.scale_head = torch.nn.Conv2d(1, 2, 3, padding=1), torch.nn.Conv2d(2, 1, 3, padding=1)
+
+    def image(self, x):
+        return torch.tanh(self.shared(x).sum(dim=1, keepdim=True) + x)
+
+    def forward(self, x):
+        h = self.shared(x)
+        return torch.tanh(h.sum(dim=1, keepdim=True) + x), torch.nn.functional.softplus(self.scale_head(h)) + 0.01
+
+
+class ToyF(torch.nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.shared = torch.nn.Conv2d(1, 2, 5, stride=3)
+
+    def forward(self, y):
+        return self.shared(y).square().mean(dim=(1, 2, 3))
+
+
 def weights(network):
     return [w.detach().clone() for w in network.parameters()]
 
@@ -35,7 +59,7 @@ def same(one, other):
 
 @functools.cache
 def watched_run(**changes):
-    """Trains two updates of a tiny run and returns everything that happened, in order, as a list of dicts:
+    """Trains two updates of a toy run and returns everything that happened, in order, as a list of dicts:
     draw (pile, batch), critic_loss and generator_loss (their arguments and exact gradients), forward (network, images),
     step (network, what the step did to both networks). Logging and drawing are left out."""
     events, config, parts = [], TINY | changes, {}
@@ -54,8 +78,8 @@ def watched_run(**changes):
     def build(*args):
         built = original["build"](*args)
         parts.update(zip(("G", "f", "opt_G", "opt_f", "streams"), built))
-        for name, first in (("G", built[0].down[0]), ("scale", built[0].scale_up.halve), ("f", built[1].layers[0])):
-            first.register_forward_hook(lambda _, inputs, __, name=name: events.append({"what": "forward", "network": name, "images": len(inputs[0])}))
+        for name, layer in (("G", built[0].shared), ("scale", built[0].scale_head), ("f", built[1].shared)):
+            layer.register_forward_hook(lambda _, inputs, __, name=name: events.append({"what": "forward", "network": name, "images": len(inputs[0])}))
         watch_step("G", built[2])
         watch_step("f", built[3])
         return built
@@ -77,7 +101,7 @@ def watched_run(**changes):
         events.append({"what": "generator_loss", "x": x, "phi": phi, "lam": lam, "uncertainty": uncertainty, "exact": exact})
         return risk, terms
 
-    stand_ins = dict(build=build, draw=draw, critic_loss=critic_loss, generator_loss=generator_loss,
+    stand_ins = dict(UNet=ToyG, Critic=ToyF, build=build, draw=draw, critic_loss=critic_loss, generator_loss=generator_loss,
                      log=lambda *_, **__: None, save=lambda *_: None, draw_samples=lambda *_: None, draw_curves=lambda *_: None,
                      critic_slope=lambda *_: torch.zeros(()))
     original = {name: getattr(train, name) for name in stand_ins}
@@ -136,7 +160,7 @@ def test_the_scale_head_rests_during_critic_updates():
     heads = [e["network"] for e in of(events, "forward") if e["network"] != "f"]
     assert heads == (["G"] * config["critic_steps"] + ["G", "scale", "G", "scale"]) * config["updates"]
     events, parts, _ = watched_run(method="pi", critic_steps=1, updates=1)
-    assert all(w.grad is None for w in parts["G"].scale_out.parameters())  # PI has no use for it
+    assert all(w.grad is None for w in parts["G"].scale_head.parameters())  # PI has no use for it
 
 
 def test_x_y_phi_and_eps_are_new_at_every_update():
@@ -187,7 +211,8 @@ def test_critic_judges_fakes_of_its_own_x_and_the_generator_gets_a_fresh_batch()
     xs = [e["batch"] for e in of(events, "draw")][:7:2]  # x y x y x y x
     assert torch.equal(of(events, "generator_loss")[0]["x"], xs[-1])
     assert not torch.equal(xs[-1], xs[-2])
-    G, *_ = train.build(config)
+    with replaced.multiple(train, UNet=ToyG, Critic=ToyF):
+        G, *_ = train.build(config)
     for x, y, event in zip(xs, [e["batch"] for e in of(events, "draw")][1:7:2], of(events, "critic_loss")[:3]):
         assert torch.equal(event["y"], y) and torch.allclose(event["fake"], G.image(x), atol=1e-6)
 
