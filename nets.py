@@ -32,9 +32,15 @@ def check_size(d):
         raise ValueError(f"the image size must be a multiple of 32 from 64 up, not {d}: choose 64, 96, 128, 256 or the like")
 
 
+def conv3(c_in, c_out):
+    # Zeros would frame the image in mid-grey, 0 in [-1,1]: a crop would wear that frame where the whole image has
+    # anatomy, and the patch loss would punish it. Reflection lets a border look like what lies beside it.
+    return nn.Conv2d(c_in, c_out, 3, padding=1, padding_mode="reflect")
+
+
 def conv_norm_relu(c_in, c_out):
     # The bias is cancelled by the norm's mean; it stays because a plain convolution has one (and the count says 8.67 M).
-    return nn.Sequential(nn.Conv2d(c_in, c_out, 3, padding=1), nn.InstanceNorm2d(c_out, affine=True), nn.LeakyReLU(0.2))
+    return nn.Sequential(conv3(c_in, c_out), nn.InstanceNorm2d(c_out, affine=True), nn.LeakyReLU(0.2))
 
 
 def double_conv(c_in, c_out):
@@ -79,8 +85,8 @@ class UNet(nn.Module):
         self.floor = floor
         self.down = nn.ModuleList(double_conv(i, o) for i, o in zip([c_in] + w, w))
         self.up = nn.ModuleList(Up(c) for c in (w[4], w[3], w[2], w[1]))
-        self.image_up, self.image_out = Up(w[0]), nn.Conv2d(w[0], c_out, 3, padding=1)
-        self.scale_up, self.scale_out = Up(w[0]), nn.Conv2d(w[0], c_out, 3, padding=1)
+        self.image_up, self.image_out = Up(w[0]), conv3(w[0], c_out)
+        self.scale_up, self.scale_out = Up(w[0]), conv3(w[0], c_out)
         he_init(self)
 
     def encode(self, x):

@@ -1,9 +1,9 @@
-"""Mistakes that people really made, and the likely ones of this paper, each as a change of one line of ours.
+"""Mistakes that people really made, and the likely ones of this paper, each as a small change of ours.
 
     python tests/mutants.py                  lists them
     python tests/mutants.py plant NAME       plants one in the file it belongs to: an exercise. Hunt it with the tests
 
-A mutant is (name, file, the line as it is, the line as it would be, where the mistake was seen). test_mutants.py plants
+A mutant is (name, file, the text as it is, the text as it would be, where the mistake was seen: public issues on GitHub). test_mutants.py plants
 each in memory and asserts that the project's own tests notice.
 """
 import sys
@@ -21,8 +21,7 @@ class Mutant(NamedTuple):
     seen: str
 
 
-WGAN = "public WGAN-GP code"
-LIKELY = "likely in this paper"
+LIKELY = "a likely slip"
 RELEASED = "the authors' released code"
 
 PENALTY = "(critic_slope(f, y, fake, eps) - 1).clamp(min=0).square().mean()"
@@ -37,27 +36,27 @@ ADVERSARIAL = "wasserstein_generator_loss(f, image), wasserstein_generator_loss(
 
 MUTANTS = [
     # Eq. 2: the penalty
-    Mutant("penalty_two_sided", "losses.py", PENALTY, PENALTY.replace(".clamp(min=0)", ""), WGAN + ": the original formula, not this paper's"),
-    Mutant("penalty_not_squared", "losses.py", PENALTY, PENALTY.replace(".square()", ""), WGAN),
-    Mutant("penalty_around_0", "losses.py", PENALTY, PENALTY.replace(" - 1)", ")"), WGAN),
+    Mutant("penalty_two_sided", "losses.py", PENALTY, PENALTY.replace(".clamp(min=0)", ""), "Gulrajani et al., 2017: the original formula, not this paper's"),
+    Mutant("penalty_not_squared", "losses.py", PENALTY, PENALTY.replace(".square()", ""), LIKELY),
+    Mutant("penalty_around_0", "losses.py", PENALTY, PENALTY.replace(" - 1)", ")"), LIKELY),
     Mutant("penalty_summed_over_batch", "losses.py", PENALTY, PENALTY.replace(".mean()", ".sum()"), LIKELY),
-    Mutant("eps_per_pixel", "losses.py", Y_TILDE, "eps = eps * torch.rand_like(y)\n    " + Y_TILDE, WGAN),
-    Mutant("eps_fixed_at_1", "losses.py", Y_TILDE, Y_TILDE.replace("(eps * fake + (1 - eps) * y)", "(fake + 0 * y)"), WGAN),
+    Mutant("eps_per_pixel", "losses.py", Y_TILDE, "eps = eps * torch.rand_like(y)\n    " + Y_TILDE, "eriklindernoren/PyTorch-GAN issue 5"),
+    Mutant("eps_fixed_at_1", "losses.py", Y_TILDE, Y_TILDE.replace("(eps * fake + (1 - eps) * y)", "(fake + 0 * y)"), "public WGAN-GP code"),
     Mutant("eps_at_real_images", "losses.py", Y_TILDE, Y_TILDE.replace("(eps * fake + (1 - eps) * y)", "(0 * fake + y)"), "DRAGAN read as WGAN-GP"),
     Mutant("eps_sides_swapped", "losses.py", Y_TILDE, Y_TILDE.replace("eps * fake + (1 - eps) * y", "eps * y + (1 - eps) * fake"), LIKELY),
-    Mutant("eps_one_for_the_batch", "losses.py", Y_TILDE, Y_TILDE.replace("eps * fake + (1 - eps) * y", "eps[:1] * fake + (1 - eps[:1]) * y"), WGAN),
-    Mutant("norm_over_channels_only", "losses.py", SLOPE, "torch.linalg.vector_norm(gradient, dim=1).mean(dim=(1, 2))", WGAN),
-    Mutant("norm_over_whole_batch", "losses.py", SLOPE, "torch.linalg.vector_norm(gradient).expand(len(y))", WGAN),
-    Mutant("norm_of_mean_square", "losses.py", SLOPE, "gradient.square().mean(dim=(1, 2, 3)).sqrt()", WGAN),
-    Mutant("norm_by_sqrt_of_sum", "losses.py", SLOPE, "gradient.square().sum(dim=(1, 2, 3)).sqrt()", WGAN + ": NaN at slope 0"),
-    Mutant("gradient_of_the_mean", "losses.py", "f(y_tilde).sum()", "f(y_tilde).mean()", WGAN),
-    Mutant("no_create_graph", "losses.py", "create_graph=True", "retain_graph=True", WGAN),
+    Mutant("eps_one_for_the_batch", "losses.py", Y_TILDE, Y_TILDE.replace("eps * fake + (1 - eps) * y", "eps[:1] * fake + (1 - eps[:1]) * y"), LIKELY),
+    Mutant("norm_over_channels_only", "losses.py", SLOPE, "torch.linalg.vector_norm(gradient, dim=1).mean(dim=(1, 2))", "caogang/wgan-gp issue 27, eriklindernoren/PyTorch-GAN issue 20"),
+    Mutant("norm_over_whole_batch", "losses.py", SLOPE, "torch.linalg.vector_norm(gradient).expand(len(y))", LIKELY),
+    Mutant("norm_of_mean_square", "losses.py", SLOPE, "gradient.square().mean(dim=(1, 2, 3)).sqrt()", LIKELY),
+    Mutant("norm_by_sqrt_of_sum", "losses.py", SLOPE, "gradient.square().sum(dim=(1, 2, 3)).sqrt()", "keras-team/keras-io issue 624: NaN at slope 0"),
+    Mutant("gradient_of_the_mean", "losses.py", "f(y_tilde).sum()", "f(y_tilde).mean()", LIKELY),
+    Mutant("no_create_graph", "losses.py", "create_graph=True", "retain_graph=True", "ooples/AiDotNet issue 1844"),
     # Eq. 2, 3, 5: the critic's risk
-    Mutant("penalty_never_added", "losses.py", SIGNS_5, SIGNS_5.split(" + p *")[0], WGAN),
-    Mutant("penalty_subtracted", "losses.py", SIGNS_5, SIGNS_5.replace("+ p", "- p"), WGAN),
+    Mutant("penalty_never_added", "losses.py", SIGNS_5, SIGNS_5.split(" + p *")[0], "junyanz/pytorch-CycleGAN-and-pix2pix issue 1201"),
+    Mutant("penalty_subtracted", "losses.py", SIGNS_5, SIGNS_5.replace("+ p", "- p"), LIKELY),
     Mutant("penalty_without_p", "losses.py", SIGNS_5, SIGNS_5.replace("p * ", ""), LIKELY),
     Mutant("penalty_on_patches", "losses.py", SIGNS_5, SIGNS_5.replace("f, y, fake, eps", "f, patch(y, phi), patch(fake, phi), eps"), RELEASED),
-    Mutant("critic_sign_flipped", "losses.py", SIGNS_5, SIGNS_5.replace("f_fake - f_y +", "f_y - f_fake +"), WGAN),
+    Mutant("critic_sign_flipped", "losses.py", SIGNS_5, SIGNS_5.replace("f_fake - f_y +", "f_y - f_fake +"), LIKELY),
     Mutant("critic_patch_sign_flipped", "losses.py", SIGNS_5, SIGNS_5.replace("f_fake_patch - f_y_patch", "f_y_patch - f_fake_patch"), LIKELY),
     Mutant("critic_without_patches", "losses.py", SIGNS_5, SIGNS_5.replace(" + f_fake_patch - f_y_patch", ""), LIKELY),
     Mutant("critic_half_weights", "losses.py", SIGNS_5, SIGNS_5.replace("+ f_fake_patch - f_y_patch", "+ 0.5 * (f_fake_patch - f_y_patch)"), RELEASED),
@@ -65,8 +64,8 @@ MUTANTS = [
     Mutant("critic_patches_real_only", "losses.py", BATCHES, BATCHES.replace("patch(fake, phi)", "fake"), LIKELY),
     Mutant("critic_other_phi_for_real", "losses.py", BATCHES, BATCHES.replace("patch(y, phi)", "patch(y, type(phi)(phi.size, phi.j2, phi.j1))"), LIKELY),
     Mutant("drift_penalty", "losses.py", SIGNS_5, SIGNS_5 + " + 5e-4 * (f_y ** 2 + f_fake ** 2).mean()", RELEASED),
-    Mutant("eq3_sign_flipped", "losses.py", "return -f(fake).mean()", "return f(fake).mean()", WGAN),
-    Mutant("eq2_sign_flipped", "losses.py", "(f(fake) - f(y)).mean()", "(f(y) - f(fake)).mean()", WGAN),
+    Mutant("eq3_sign_flipped", "losses.py", "return -f(fake).mean()", "return f(fake).mean()", LIKELY),
+    Mutant("eq2_sign_flipped", "losses.py", "(f(fake) - f(y)).mean()", "(f(y) - f(fake)).mean()", LIKELY),
     # Eq. 6, 9: the generator's risk
     Mutant("zoom_first_in_eq6", "losses.py", "a = patch(image, phi)", "a = G(patch(x, phi))[0]", RELEASED),
     Mutant("adversarial_patch_of_g_of_p", "losses.py", ADVERSARIAL, ADVERSARIAL.replace("(f, a)", "(f, b)"), RELEASED),
@@ -114,24 +113,25 @@ MUTANTS = [
     Mutant("floor_missing", "nets.py", "self.scale_up(*shared))) + self.floor", "self.scale_up(*shared)))", "the paper as printed"),
     Mutant("scale_from_the_image_head", "nets.py", "self.scale_out(self.scale_up(*shared))", "self.scale_out(self.image_up(*shared))", LIKELY),
     Mutant("tanh_missing", "nets.py", "image = torch.tanh(self.image_out(self.image_up(*shared)))\n        scale", "image = self.image_out(self.image_up(*shared))\n        scale", LIKELY),
+    Mutant("zero_padding", "nets.py", ", padding_mode=\"reflect\"", "", "every framework's default"),
     Mutant("critic_map_summed", "nets.py", "return self.layers(y).mean(dim=(1, 2, 3))", "return self.layers(y).sum(dim=(1, 2, 3))", RELEASED),
-    Mutant("critic_mean_over_batch", "nets.py", "return self.layers(y).mean(dim=(1, 2, 3))", "return self.layers(y).mean(dim=(0, 1, 2, 3)).expand(len(y))", WGAN),
+    Mutant("critic_mean_over_batch", "nets.py", "return self.layers(y).mean(dim=(1, 2, 3))", "return self.layers(y).mean(dim=(0, 1, 2, 3)).expand(len(y))", LIKELY),
     Mutant("critic_with_batch_norm", "nets.py", "layers += [nn.Conv2d(i, o, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]",
            "layers += [nn.Conv2d(i, o, 4, stride=2, padding=1), nn.BatchNorm2d(o), nn.LeakyReLU(0.2)]", "DCGAN's own critic"),
     # Sec. 3.4: the loop
-    Mutant("fakes_not_detached", "train.py", "with torch.no_grad():\n                fake = G.image(x)", "if True:\n                fake = G.image(x)", WGAN),
+    Mutant("fakes_not_detached", "train.py", "with torch.no_grad():\n                fake = G.image(x)", "if True:\n                fake = G.image(x)", LIKELY),
     Mutant("both_heads_in_critic_updates", "train.py", "fake = G.image(x)", "fake = G(x)[0]", LIKELY),
-    Mutant("critic_zero_grad_missing", "train.py", "opt_f.zero_grad()\n", "pass\n", WGAN),
-    Mutant("generator_zero_grad_missing", "train.py", "opt_G.zero_grad()\n", "pass\n", WGAN),
+    Mutant("critic_zero_grad_missing", "train.py", "opt_f.zero_grad()\n", "pass\n", LIKELY),
+    Mutant("generator_zero_grad_missing", "train.py", "opt_G.zero_grad()\n", "pass\n", LIKELY),
     Mutant("critic_moves_in_the_generators_step", "train.py", "opt_G.step() ", "opt_G.step(); opt_f.step() ", LIKELY),
     Mutant("generator_moves_in_the_critics_step", "train.py", "opt_f.step() ", "opt_f.step(); opt_G.step() ", LIKELY),
-    Mutant("critic_collects_the_generators_gradient", "train.py", "f.requires_grad_(False)", "f.requires_grad_(True)", WGAN),
+    Mutant("critic_collects_the_generators_gradient", "train.py", "f.requires_grad_(False)", "f.requires_grad_(True)", LIKELY),
     Mutant("critic_stays_frozen", "train.py", "f.requires_grad_(True)\n        step", "step", LIKELY),
-    Mutant("betas_of_torch", "train.py", "opt_f = torch.optim.Adam(f.parameters(), lr=config[\"lr_c\"], betas=(0.0, 0.9))", "opt_f = torch.optim.Adam(f.parameters(), lr=config[\"lr_c\"])", WGAN),
+    Mutant("betas_of_torch", "train.py", "opt_f = torch.optim.Adam(f.parameters(), lr=config[\"lr_c\"], betas=(0.0, 0.9))", "opt_f = torch.optim.Adam(f.parameters(), lr=config[\"lr_c\"])", LIKELY),
     Mutant("learning_rates_swapped", "train.py", "lr=config[\"lr_g\"]", "lr=config[\"lr_c\"]", LIKELY),
     Mutant("optimiser_of_the_wrong_network", "train.py", "torch.optim.Adam(G.parameters()", "torch.optim.Adam(f.parameters()", LIKELY),
-    Mutant("eps_normal", "train.py", "torch.rand(b, 1, 1, 1,", "torch.randn(b, 1, 1, 1,", WGAN),
-    Mutant("eps_drawn_per_pixel", "train.py", "torch.rand(b, 1, 1, 1,", "torch.rand(b, 1, d, d,", WGAN),
+    Mutant("eps_normal", "train.py", "torch.rand(b, 1, 1, 1,", "torch.randn(b, 1, 1, 1,", "keras-team/keras-io issue 415"),
+    Mutant("eps_drawn_per_pixel", "train.py", "torch.rand(b, 1, 1, 1,", "torch.rand(b, 1, d, d,", "hwalsuklee/tensorflow-generative-model-collections issue 33"),
     Mutant("phi_kept_from_the_critic", "train.py", "phi = sample_phi(b, d, streams[\"phi\"])                                         # (8)", "# (8)", RELEASED),
     Mutant("batch_kept_from_the_critic", "train.py", "x = draw(X, b, streams[\"x\"], device)                                           # (7)", "# (7)", RELEASED),
     Mutant("x_and_y_from_one_stream", "train.py", "draw(Y, b, streams[\"y\"], device)", "draw(Y, b, streams[\"x\"], device)", LIKELY),

@@ -77,6 +77,13 @@ def test_the_critic_averages_its_map_to_one_number_per_image():
         assert torch.equal(f(batch(2, d)), torch.full((2,), 1.5))
 
 
+def test_a_constant_image_gets_no_frame():
+    # Zero padding would draw one: 0 is mid-grey in [-1,1].
+    for value in (-1.0, 0.3):
+        for out in small(nets.UNet, width=2)(torch.full((1, 1, 64, 64), value)):
+            assert out.max() - out.min() < 1e-6
+
+
 def test_outputs_keep_the_shape_for_every_allowed_size_and_channel_count():
     G, f = small(nets.UNet, width=1, c_in=2, c_out=3), small(nets.Critic, width=1, c=3)
     for d in (64, 96, 160):
