@@ -164,26 +164,26 @@ def judge(runs, slices, out, device):
     truth = torch.from_numpy(slices.evaluation_target).float().unsqueeze(1)
     patients = np.array([patient(name) for name in slices.names["evaluation_input"]])
     shown = np.linspace(0, len(truth) - 1, 6).round().astype(int)
-    metrics, samples, scatter = {"runs": {}, "copy_input": {}}, {}, {}
-    perturbed = {s: perturb_all(slices.evaluation_input, s) for s in SCENARIOS}
-    for s, x in perturbed.items():
-        metrics["copy_input"][s] = score(x, truth, patients)
-    for number, (name, (G, config)) in enumerate(runs.items()):
-        row = metrics["runs"][name] = {"method": config["method"], "scenarios": {}, "pcc_image": None, "pcc_pixel": None}
-        for k, (s, x) in enumerate(perturbed.items(), 1):
+    samples, scatter, metrics = {}, {}, {"runs": {}, "copy_input": {}}
+    for name, (_, config) in runs.items():
+        metrics["runs"][name] = {"method": config["method"], "scenarios": {}, "pcc_image": None, "pcc_pixel": None}
+    for done, scenario in enumerate(SCENARIOS):
+        x = perturb_all(slices.evaluation_input, scenario)
+        metrics["copy_input"][scenario] = score(x, truth, patients)
+        for k, (name, (G, config)) in enumerate(runs.items(), 1):
             image, scale = translate(G, x, device)
-            row["scenarios"][s] = score(image, truth, patients)
-            progress(number * len(SCENARIOS) + k, len(runs) * len(SCENARIOS), "judging")
-            if s == "GN0":
+            row = metrics["runs"][name]
+            row["scenarios"][scenario] = score(image, truth, patients)
+            progress(done * len(runs) + k, len(SCENARIOS) * len(runs), "judging")
+            if scenario == "GN0":
                 samples[name] = image[shown]
-            if s == "GN0" and config["method"] == "uapi":
-                correlation, scatter[name] = correlate(image, scale, truth)
-                row |= correlation
-                draw_residuals(out / f"fig6_8_{name}.png", slices.evaluation_input[shown], truth[shown], image[shown], scale[shown])
+                if config["method"] == "uapi":
+                    correlation, scatter[name] = correlate(image, scale, truth)
+                    row |= correlation
+                    draw_residuals(out / f"fig6_8_{name}.png", x[shown], truth[shown], image[shown], scale[shown])
     draw_psnr(out / "fig2_3_psnr.png", metrics)
     draw_scatter(out / "fig7_9_scatter.png", metrics, scatter)
-    rows = [[slices.evaluation_input[i], *(image[k] for image in samples.values()), truth[i]]
-            for k, i in enumerate(shown)]
+    rows = [[slices.evaluation_input[i], *(image[k] for image in samples.values()), truth[i]] for k, i in enumerate(shown)]
     picture_grid(out / "fig4_samples.png", rows, ["input", *samples, "ground truth"])
     return metrics
 

@@ -136,9 +136,9 @@ def main():
     for residual in (0.0, 0.02, 0.1, 0.5):
         r = torch.full((1, 1, 1, 1), residual)
         risk = torch.stack([patch_laplace(r, torch.zeros_like(r), s.view(1, 1, 1, 1)) for s in scale])
-        line, = ax.semilogx(scale, risk, label=f"|residual| = {residual:g}" + (": falls for ever" if residual == 0 else ""))
+        line, = ax.semilogx(scale.numpy(), risk.numpy(), label=f"|residual| = {residual:g}" + (": falls for ever" if residual == 0 else ""))
         if residual > 0:
-            ax.plot(residual, risk.min(), "o", color=line.get_color())
+            ax.plot(residual, risk.min().item(), "o", color=line.get_color())
             print(f"|residual| {residual:g}: smallest Eq. 9 {risk.min():+.3f} at scale {scale[risk.argmin()]:.3f}")
     ax.axvline(1 / 127.5, color="gray", linestyle=":", label="floor: one grey level, 1/127.5")
     ax.set(xlabel="scale", ylabel="Eq. 9", ylim=(-5, 8), title="The best scale is the residual itself")

@@ -113,7 +113,7 @@ def main():
         axes[row, 0].add_patch(Rectangle((j2 - .5, j1 - .5), size, size, fill=False, edgecolor="orange", linewidth=2))
         for ax, picture, title in zip(axes[row], (x[row, 0], crop, out[0]), (
                 f"x, square at ({j1}, {j2})", f"crop, {size} x {size}", f"$P_\\phi(x)$, {d} x {d}")):
-            ax.imshow(picture, cmap="gray", vmin=0, vmax=255)
+            ax.imshow(picture.numpy(), cmap="gray", vmin=0, vmax=255)
             ax.set(title=title, xticks=[], yticks=[])
     figure.savefig("patch_op.png", dpi=100)
     print("wrote patch_op.png")

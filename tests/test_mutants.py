@@ -31,7 +31,8 @@ def load(mutant=None):
         if mutant and module.__name__ + ".py" == mutant.file:
             source = mutants.plant(mutant, source)
         exec(compile(source, module.__file__, "exec"), module.__dict__)
-    AUDITORS["train.py"].watched_run.cache_clear()
+    for remembered in (AUDITORS["train.py"].watched_run, AUDITORS["train.py"].first_losses):
+        remembered.cache_clear()
 
 
 @contextmanager
