@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -117,7 +118,8 @@ def log(run, config, step, seconds, **values):
         file.write(json.dumps(row) + "\n")
     clock = lambda s: f"{int(s) // 3600}:{int(s) // 60 % 60:02d}:{int(s) % 60:02d}"
     scale = f"  scale {row['scale_mean']:.4f} (min {row['scale_min']:.4f})" if row["scale_mean"] is not None else ""
-    print(f"update {step}/{config['updates']}  elapsed {clock(seconds)}  remaining {clock(seconds / step * (config['updates'] - step))}"
+    over = "\r" if sys.stderr.isatty() else ""  # the step that progress() shows in place gives way to the line
+    print(f"{over}update {step}/{config['updates']}  elapsed {clock(seconds)}  remaining {clock(seconds / step * (config['updates'] - step))}"
           f"  wasserstein {row['wasserstein']:.3f}  slope {row['slope']:.3f}  residual {row['residual']:.4f}{scale}"
           f"  {row['images_per_second']:.0f} images/s", flush=True)
 

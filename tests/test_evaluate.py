@@ -87,6 +87,7 @@ def test_pearson_equals_numpy():
     u, v = grey_levels(50, seed=7), grey_levels(50, seed=8)
     assert evaluate.pearson(u, 2 * u + v) == pytest.approx(np.corrcoef(u, 2 * u + v)[0, 1], abs=1e-12)
     assert evaluate.pearson([1, 2, 3], [-2, -4, -6]) == pytest.approx(-1)
+    assert evaluate.pearson([1, 1, 1], [1, 2, 3]) is None
 
 
 def test_correlation_is_taken_per_image_mean_and_per_pixel():
