@@ -1,6 +1,6 @@
 """Slices in, batches out (Sec. 4.1): two piles of images in which no two belong together, and pairs to judge by.
 
-    python data.py [DATA] [--size 256] [--h5 FILE]    prints what is there, draws data.png, packs it into one .h5
+    python data.py [DATA] [--size 256] [--h5 FILE]    prints what is there, draws data.png and, with --h5, packs it
 
 DATA is one of
     a folder in the authors' layout     input/*  target/*  evaluation/NAME_input.*  evaluation/NAME_target.*
@@ -35,13 +35,20 @@ class Slices(NamedTuple):
     evaluation_input: np.ndarray
     evaluation_target: np.ndarray
     names: dict                       # set -> list of n names
-    noise: np.ndarray | None = None   # phantoms only: Laplace scale of the noise in evaluation_target, grey levels [n,d,d]
+    noise: np.ndarray | None = None   # phantoms only: true Laplace scale of evaluation_target's noise, grey levels [n,d,d]
 
 
 def fail(sentence):
     """Ends the program over something its user can mend: one sentence on stderr, exit code 2, no traceback."""
-    print(f"error: {sentence}", file=sys.stderr)
+    print(f"error: {sentence.rstrip('.')}.", file=sys.stderr)
     raise SystemExit(2)
+
+
+def make_folder(path):
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(f"{path}: cannot be made into a folder ({error.strerror}); choose another --out.")
 
 
 def progress(done, total, what):
@@ -138,8 +145,7 @@ def load(data, size, sets=SETS):
         images, names = read_folder(path, size, sets) if path.is_dir() else read_h5(path, size, sets)
         for which in [s for s in sets if s in ("input", "target")] or ["evaluation_input"]:
             if not images[which]:
-                fail(f"{path}: no readable image for {which}; wanted are input/, target/ and evaluation/ (or trainA/, "
-                     f"trainB/, testA/, testB/) with files that end in {', '.join(ENDINGS)}.")
+                fail(f"{path}: no readable image for {which}; the top of data.py shows the layouts, files end in {', '.join(ENDINGS)}.")
         stacks = (np.stack(images[s]) if images[s] else np.zeros((0, size, size), np.uint8) for s in SETS)
         slices = Slices(*stacks, names)
     describe(path, slices)
@@ -156,6 +162,7 @@ def find_images(root):
     if (root / "trainA").is_dir() or (root / "testA").is_dir():
         one, other, inputs, targets = (images_in(root / name) for name in ("trainA", "trainB", "testA", "testB"))
         if inputs.keys() & targets.keys():
+            print(f"{root}: {len(inputs.keys() ^ targets.keys())} test images without a partner of the same name are left out")
             inputs = {name: path for name, path in inputs.items() if name in targets}
     else:
         one, other, judged = (images_in(root / name) for name in ("input", "target", "evaluation"))
@@ -341,6 +348,7 @@ def main():
         fail(f"--size {args.size}: wants a whole number of at least 1.")
     slices = load(args.data, args.size)
     if args.h5:
+        make_folder(Path(args.h5).parent)
         write_h5(args.h5, slices)
         print(f"wrote {args.h5}")
     columns = [images[np.linspace(0, len(images) - 1, 6).astype(int)] for images in slices[:4] if len(images)]

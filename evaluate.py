@@ -5,7 +5,7 @@
 
 metrics.json: {"runs": {RUN: {"method", "scenarios": {"GN0": {"ssim", "psnr", ...}, ...}, "pcc_image", "pcc_pixel"}},
 "copy_input": {"GN0": {...}, ...}}, SSIM times 100 as in Table 1, PSNR in dB. copy_input is the row of a "method" that
-returns its input: whoever does not beat it has learned nothing.
+returns its input: a run that does not beat it has learned nothing.
 """
 import argparse
 import csv
@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch.nn import functional as F
 
-from data import fail, fit, load, patient, picture_grid, progress, read_grey, to_unit
+from data import fail, fit, load, make_folder, patient, picture_grid, progress, read_grey, to_unit
 from nets import UNet
 from train import load_checkpoint, pick_device
 
@@ -208,7 +208,7 @@ def draw_residuals(path, x, truth, image, scale):
     residual = (image - truth).abs()
     tops = float(residual.quantile(0.999)), float(scale.quantile(0.999))
     rows = [[x[i], truth[i], image[i], (residual[i], tops[0]), (scale[i], tops[1])] for i in range(len(x))]
-    picture_grid(path, rows, ["input", "ground truth", "prediction", "abs. residual", "scale"])
+    picture_grid(path, rows, ["input", "ground truth", "prediction", "abs. residual [grey levels]", "scale [grey levels]"])
 
 
 def draw_scatter(path, metrics, scatter):
@@ -244,7 +244,7 @@ def translate_picture(path, runs, out, device):
         grown = np.asarray(Image.fromarray(values).resize((side, side), Image.Resampling.BICUBIC))
         return grown[top:top + h, left:left + w].clip(values.min(), values.max())
 
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     for name, (G, config) in runs.items():
         x = torch.from_numpy(fit(picture, config["size"])).float()[None, None]
         image, scale = map(own_size, translate(G, x, device))
@@ -278,7 +278,7 @@ def main():
     if len(sizes) > 1:
         fail(f"the runs were trained at different sizes, {sorted(sizes)}; compare runs of one size.")
     slices = load(args.data, sizes.pop(), ("evaluation_input", "evaluation_target"))
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     if not len(slices.evaluation_target):
         draw_translations(out / "fig5_translations.png", runs, slices, device)
         return print(f"no pairs, so no scores: wrote {out}/fig5_translations.png")

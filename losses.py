@@ -1,17 +1,22 @@
 """The risks of critic and generator (Eq. 2, 3, 5, 6, 9), one pure function each; nothing is drawn at random in here.
 
-    python losses.py    draws Eq. 9 over the scale for a few residuals, each minimum marked
+    python losses.py    draws Eq. 9 over the scale for a few residuals, each minimum marked: losses.png
 
     letter      here          shape           meaning                                                      paper
     x           x             [b,c_in,d,d]    a batch from the input domain, in [-1,1]                     Sec. 3.1
     y           y             [b,c_out,d,d]   a batch from the target domain, in [-1,1], unrelated to x    Sec. 3.1
-    G_theta     G             x -> (I, s)     the generator: image G^I(x) and scale map G^sigma(x)         Sec. 3.3
+    G_theta     G             x -> two maps   the generator: image G^I(x) and scale map G^sigma(x)         Sec. 3.1, 3.3
+    theta       G's weights                   what Eq. 3, 6 are minimised over                             Sec. 3.1
     G_theta(x)  fake          [b,c_out,d,d]   the transferred image, in [-1,1]                             Eq. 2
-    f_omega     f             y -> [b]        the critic: one real number per image                        Eq. 1
+    f_omega     f             y -> [b]        the critic: one real number per image                        Sec. 3.1
+    omega       f's weights                   what Eq. 2, 5 are minimised over                             Sec. 3.1
     eps_n       eps           [b,1,1,1]       where between fake and real the penalty looks, U[0,1]        Eq. 2
     y~_n        y_tilde       [b,c_out,d,d]   that point, eps * fake + (1 - eps) * y                       Eq. 2
     p           p             number          weight of the gradient penalty, 10                           Eq. 2
+    (.)_+       clamp(min=0)                  max(0, .)                                                    Eq. 2
+    phi_n       phi           Phi of [b]      size and place of the n-th image's patch                     Sec. 3.2
     P_phi       patch(., phi) same as its x   the patch operator, one phi_n per image                      Eq. 4
+    l_patch     patch_l1, patch_laplace       scalar; how far G(P(x)) and P(G(x)) are apart                Eq. 6, 9
     lambda      lam           number          weight of the patch loss, by grid search per data set        Eq. 6
     a, b        a, b          [b,c_out,d,d]   P(G(x)) and G(P(x)), the two sides of patch invariance       Sec. 3.3
     sigma       scale         [b,c_out,d,d]   G^sigma(P(x)), the Laplace scale of every residual pixel     Eq. 9
@@ -83,7 +88,7 @@ def critic_loss(f, y, fake, phi, eps, p=10.0):
 
 
 def patch_l1(a, b):
-    """Patch invariance loss, averaged over the batch: to translate and zoom should equal to zoom and translate.
+    """Patch invariance loss, averaged over the batch: translating, then zooming should equal zooming, then translating.
 
     l_patch = d^-2 || G(P(x)) - P(G(x)) ||_1                                                         (last term of Eq. 6)
 
@@ -128,8 +133,10 @@ def generator_loss(f, G, x, phi, lam, uncertainty=True):
 
 
 def main():
+    import argparse
     from matplotlib.figure import Figure
 
+    argparse.ArgumentParser(description="Draw Eq. 9 over the scale for a few residuals: losses.png.").parse_args()
     scale = torch.logspace(-2.3, 0.3, 400)
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     ax = figure.subplots()

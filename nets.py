@@ -2,16 +2,18 @@
 
     python nets.py [--size 256]    prints every layer with its output shape, parameters and FLOPs
 
-                x [b,c_in,d,d]
-                |                                                        width   side
-    down 0      2 x conv3 ------------------------------- skip 0 ---.     16     d
-    down 1      max-pool, 2 x conv3 --------------- skip 1 ---.     |     32     d/2
-    down 2      max-pool, 2 x conv3 --------- skip 2 ---.     |     |     64     d/4
-    down 3      max-pool, 2 x conv3 --- skip 3 ---.     |     |     |     128    d/8
-    down 4      max-pool, 2 x conv3 - skip 4 .    |     |     |     |     256    d/16
-    down 5      max-pool, 2 x conv3 ---------'----'-----'-----'     |     512    d/32   (then up again to 32 wide, d/2)
-    image_up, image_out     up, concatenate, 2 x conv3, conv3, tanh-'     16     d      -> G^I(x), in [-1,1]
-    scale_up, scale_out     up, concatenate, 2 x conv3, conv3, softplus   16     d      -> G^sigma(x), above its floor
+                x [b,c_in,d,d]                                        width   side
+    down 0      2 x conv3 ------------------------------- skip 0      16      d
+    down 1      max-pool, 2 x conv3 --------------------- skip 1      32      d/2
+    down 2      max-pool, 2 x conv3 --------------------- skip 2      64      d/4
+    down 3      max-pool, 2 x conv3 --------------------- skip 3      128     d/8
+    down 4      max-pool, 2 x conv3 --------------------- skip 4      256     d/16
+    down 5      max-pool, 2 x conv3                                   512     d/32
+    up 0..3     nearest up, conv3, join skip 4..1, 2 x conv3          256, 128, 64, 32 at d/16, d/8, d/4, d/2
+    image_up    nearest up, conv3, join skip 0, 2 x conv3             16      d
+    image_out   conv3, tanh                                           c_out   d       G^I(x), in [-1,1]
+    scale_up    as image_up, with its own weights                     16      d
+    scale_out   conv3, softplus + floor                               c_out   d       G^sigma(x), above its floor
 
 The paper gives the family, the depth and the parameter counts (8.7 and 2.8 million); widths are chosen to meet them.
 The released code builds 10.7 and 4.7 million.
@@ -116,13 +118,13 @@ class UNet(nn.Module):
 
 
 class Critic(nn.Module):
-    """The Wasserstein critic f: five 4x4 convolutions of stride 2, no normalisation, one number per image (Sec. 3.4).
+    """The Wasserstein critic f: five 4x4 convolutions of stride 2 and one of stride 1, one number per image (Sec. 3.4).
 
     y [b,c,d,d] -> f(y) [b], any real number.
 
-    The last convolution's map is averaged here, before anybody differentiates: f(y) is one number, as Eq. 2 has it. The
-    released critic returns a 5x5 map that its losses average and its penalty sums. No batch norm: the penalty is a
-    statement about each image (Gulrajani et al., 2017). d a multiple of 32 from 64 up, else ValueError.
+    The last convolution's map is averaged here, before anybody differentiates: f(y) is one number, as Eq. 2 has it. At
+    d = 256 that map is 7x7. The released critic returns its 5x5 map, which its losses average and its penalty sums.
+    No batch norm: the penalty is a statement about each image (Gulrajani et al., 2017). d as for UNet, else ValueError.
     """
 
     def __init__(self, c=1, width=32):

@@ -1,6 +1,6 @@
 """The patch operator P_phi (Eq. 4): cut a random square of 70-100 % of the side, zoom it back to full size.
 
-    python patch_op.py [IMAGE]    draws a slice, three random patches and their resampled versions
+    python patch_op.py [IMAGE]    draws a slice, three random patches and their resampled versions: patch_op.png
 
 Bicubic resampling is linear and separable, so P_phi is two small matrices, one for the rows and one for the columns:
 
@@ -27,13 +27,14 @@ def sample_phi(b, d, generator=None):
     rho ~ U[0.7,1],  size = floor(rho d),  j1, j2 uniform over the whole numbers 0 .. d - size, both ends included.
 
     b images of d x d pixels -> Phi of int64 [b], on the generator's device (the CPU without one).
-    The paper lets j1, j2 be real; a crop starts at a pixel, so whole numbers are drawn. The released code draws one
-    phi for a whole batch and can reach neither size = d nor the last offset. Source: Sec. 3.2, below Eq. 6.
+    The paper lets j1, j2 be real; a crop starts at a pixel, so whole numbers are drawn. size = d, rho = 1, has
+    probability 0. The released code draws one phi for a whole batch and never the last offset. Source: Sec. 3.2.
     """
     device = generator.device if generator is not None else None
     # Three columns of U[0,1). In float64 neither floor() below can round up past its range.
-    rho, u1, u2 = torch.rand(3, b, generator=generator, dtype=torch.float64, device=device)
-    size = ((0.7 + 0.3 * rho) * d).floor().long()
+    u0, u1, u2 = torch.rand(3, b, generator=generator, dtype=torch.float64, device=device)
+    rho = 0.7 + 0.3 * u0
+    size = (rho * d).floor().long()
     return Phi(size, (u1 * (d - size + 1)).floor().long(), (u2 * (d - size + 1)).floor().long())
 
 
@@ -42,8 +43,8 @@ def keys(t):
 
     k(t) = 1.5|t|^3 - 2.5|t|^2 + 1  for |t| <= 1,   -0.5|t|^3 + 2.5|t|^2 - 4|t| + 2  for 1 < |t| < 2,   0 beyond.
 
-    t: distances in source pixels, any shape -> weights, same shape. torch's own bicubic has a = -0.75: up to 0.29 off
-    on noise in [-1,1]. Source: Keys, "Cubic convolution interpolation for digital image processing", 1981.
+    t: distances in source pixels, any shape -> weights, same shape. torch's own bicubic has a = -0.75: off by
+    0.2 and more on noise in [-1,1]. Source: Keys, "Cubic convolution interpolation for digital image processing", 1981.
     """
     t = t.abs()
     near = (1.5 * t - 2.5) * t * t + 1

@@ -131,7 +131,7 @@ def brain(path, grid_path=None):
     if not grid_path:
         return stack[kept.start:kept.stop], affine, kept, {"file": path.name}
     shape = len(kept), *stack.shape[1:]
-    del stack  # never three volumes in memory
+    del stack  # so that both volumes and the result are never in memory together
     stack, own = read_nifti(path)
     step = np.linalg.inv(own) @ affine
     start = step[:3, 3] + step[:3, 0] * kept.start

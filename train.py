@@ -4,12 +4,14 @@
     python train.py --smoke                          a first look on built-in phantoms, about a minute on a CPU
     python train.py --resume RUN                     goes on where RUN stopped, as if nothing had happened
 
-RUN/ gets config.json, log.jsonl (a line per 1 % of the run), curves.png, samples/STEP.png and checkpoint.pt.
+RUN/ gets config.json, log.jsonl and checkpoint.pt (a line and a save per 1 % of the run, at most one per update),
+curves.png and samples/STEP.png.
 """
 import argparse
 import json
 import math
 import os
+import pickle
 import sys
 import time
 from pathlib import Path
@@ -17,7 +19,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from data import draw, fail, load, picture_grid, progress, to_device, to_unit
+from data import draw, fail, load, make_folder, picture_grid, progress, to_device, to_unit
 from losses import critic_loss, critic_slope, generator_loss
 from nets import Critic, UNet, check_size
 from patch_op import patch, sample_phi
@@ -135,12 +137,15 @@ def load_checkpoint(run, device="cpu"):
     path = Path(run) / "checkpoint.pt"
     if not path.exists():
         fail(f"{path}: no such checkpoint; give the folder of a run that train.py has written.")
-    return torch.load(path, map_location=device, weights_only=True)
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except (OSError, RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        fail(f"{path}: is no checkpoint of train.py, or damaged ({type(error).__name__}).")
 
 
 @torch.no_grad()
 def draw_samples(run, config, step, G, slices):
-    """samples/STEP.png: input, translation, scale (UAPI) and, where there are pairs, the truth, of four fixed slices."""
+    """samples/STEP.png: four fixed slices, each as input, translation, scale (UAPI) and, where there are pairs, truth."""
     inputs, truth = slices.evaluation_input if len(slices.evaluation_input) else slices.input, slices.evaluation_target
     chosen = [len(inputs) * k // 4 for k in range(4)]
     image, scale = G(to_unit(torch.from_numpy(inputs[chosen]).unsqueeze(1)).to(config["device"]))
@@ -167,10 +172,10 @@ def draw_curves(run):
 
 # ---------------------------------------------------------------- the command line
 
-def whole(least):
+def whole(least, most=10 ** 9):
     def check(text):
-        if not text.isdigit() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"wants a whole number of at least {least}, not {text}")
+        if not text.isdecimal() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"wants a whole number from {least} to {most}, not {text}")
         return int(text)
     return check
 
@@ -200,8 +205,8 @@ def make_parser():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flag = parser.add_argument
     flag("--data", help="folder of slices, .h5 file, or the word phantom (Sec. 4.1)")
-    flag("--method", choices=("uapi", "pi"), default="uapi", help="uapi: patch loss of Eq. 9; pi: patch loss of Eq. 6 (Sec. 4.2)")
-    flag("--lam", type=number(0, False), default=10.0, help="weight of the patch loss (Eq. 6; by grid search, Sec. 3.4)")
+    flag("--method", choices=("uapi", "pi"), default="uapi", help="uapi, the default: patch loss of Eq. 9; pi: patch loss of Eq. 6 (Sec. 4.2)")
+    flag("--lam", type=number(0, False), default=10.0, help="weight of the patch loss, default 10 (Eq. 6; Sec. 3.4 chooses it by grid search)")
     flag("--p", type=number(0, False), default=10.0, help="weight of the gradient penalty (Sec. 3.4: 10)")
     flag("--size", type=image_size, default=256, help="side d of the images (Sec. 4.1: 256)")
     flag("--batch", type=whole(1), default=8, help="images in a batch (Sec. 3.4: 8)")
@@ -215,8 +220,8 @@ def make_parser():
     flag("--device", help="cuda, cpu or mps; default: cuda where there is one, else cpu (Sec. 3.4 is silent)")
     flag("--out", help="folder of the run; default: runs/DATA_METHOD_lamLAM_seedSEED")
     flag("--resume", metavar="RUN", help="go on with this run; only --updates and --device may be given beside it")
-    flag("--smoke", action="store_true", help="phantoms, small images and networks: a first look on a CPU")
-    flag("--dry-run", action="store_true", help="print the configuration and the shapes of one update, then stop")
+    flag("--smoke", action="store_true", help="phantoms at 64x64, small networks, 150 updates: a first look on a CPU")
+    flag("--dry-run", action="store_true", help="print the configuration and the shapes of one pass through P, G and f, then stop")
     parser.error = fail
     return parser
 
@@ -253,6 +258,8 @@ def main():
     config = {flag: value for flag, value in vars(parser.parse_args()).items() if flag not in ("resume", "smoke", "dry_run")}
     if checkpoint:
         other = [flag for flag, value in checkpoint["config"].items() if flag not in ("updates", "device") and config[flag] != value]
+        if args.smoke or args.dry_run or config["updates"] < checkpoint["step"]:
+            fail(f"--resume stands alone, or with --device or with --updates of at least {checkpoint['step']}, where the run is now.")
         if other:
             fail(f"--resume goes on with the run's own settings; leave out {', '.join('--' + flag.replace('_', '-') for flag in other)}.")
     if not config["data"]:
@@ -260,7 +267,7 @@ def main():
     config["device"] = pick_device(config["device"])
     config["out"] = config["out"] or f"runs/{Path(config['data']).stem}_{config['method']}_lam{config['lam']:g}_seed{config['seed']}"
     run = Path(args.resume or config["out"])
-    if not checkpoint and not args.dry_run and (run / "config.json").exists():
+    if not checkpoint and not args.dry_run and (run / "checkpoint.pt").exists():
         fail(f"{run}: already holds a run; go on with --resume {run}, or choose another --out.")
 
     for flag, value in config.items():
@@ -268,16 +275,19 @@ def main():
     slices = load(config["data"], config["size"])
     if args.dry_run:
         return dry_run(config, slices)
-    run.mkdir(parents=True, exist_ok=True)
+    make_folder(run)
     (run / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    if checkpoint:
-        drop_log_after(run, checkpoint["step"])
+    drop_log_after(run, checkpoint["step"] if checkpoint else 0)
     train(config, slices, run, checkpoint)
-    print(f"finished: {run}; judge it with: python evaluate.py {run} --data {config['data']} --out {run}/evaluation")
+    print(f"finished: {run}")
+    if len(slices.evaluation_input):
+        print(f"judge it with: python evaluate.py {run} --data {config['data']} --out {run}/evaluation")
 
 
 def drop_log_after(run, step):
     """Drops the lines that a killed run logged after its last checkpoint: they will be written again."""
+    if not (run / "log.jsonl").exists():
+        return
     lines = [line for line in (run / "log.jsonl").read_text().splitlines() if json.loads(line)["step"] <= step]
     (run / "log.jsonl.tmp").write_text("".join(line + "\n" for line in lines))
     os.replace(run / "log.jsonl.tmp", run / "log.jsonl")

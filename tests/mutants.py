@@ -102,11 +102,11 @@ MUTANTS = [
     Mutant("taps_beyond_the_crop", "patch_op.py", "(k >= 0) & (k < size)", "(k >= -9) & (k < size + 9)", LIKELY),
     Mutant("one_phi_for_the_batch", "patch_op.py", "torch.rand(3, b, generator=generator, dtype=torch.float64, device=device)",
            "torch.rand(3, 1, generator=generator, dtype=torch.float64, device=device).expand(3, b)", RELEASED),
-    Mutant("size_rounded_up", "patch_op.py", "((0.7 + 0.3 * rho) * d).floor()", "((0.7 + 0.3 * rho) * d).ceil()", LIKELY),
+    Mutant("size_rounded_up", "patch_op.py", "size = (rho * d).floor()", "size = (rho * d).ceil()", LIKELY),
     Mutant("last_offset_never_drawn", "patch_op.py", "(u1 * (d - size + 1)).floor()", "(u1 * (d - size)).floor()", RELEASED),
     Mutant("offset_past_the_end", "patch_op.py", "(u2 * (d - size + 1)).floor()", "(u2 * (d - size + 2)).floor()", LIKELY),
     Mutant("one_offset_for_both_axes", "patch_op.py", "(u2 * (d - size + 1)).floor()", "(u1 * (d - size + 1)).floor()", LIKELY),
-    Mutant("rho_from_one_half", "patch_op.py", "0.7 + 0.3 * rho", "0.5 + 0.5 * rho", LIKELY),
+    Mutant("rho_from_one_half", "patch_op.py", "0.7 + 0.3 * u0", "0.5 + 0.5 * u0", LIKELY),
     # Sec. 3.4: networks
     Mutant("heads_swapped", "nets.py", "return image, scale", "return scale, image", LIKELY),
     Mutant("softplus_missing", "nets.py", "scale = F.softplus(self.scale_out(self.scale_up(*shared))) + self.floor", "scale = self.scale_out(self.scale_up(*shared)) + self.floor", LIKELY),
@@ -171,9 +171,11 @@ def main():
         path = ROOT / mutant.file
         path.write_text(plant(mutant, path.read_text()))
         print(f"planted in {mutant.file}; hunt it: python -m pytest -q tests; take it out: git checkout {mutant.file}")
-    else:
+    elif not sys.argv[1:]:
         for mutant in MUTANTS:
             print(f"{mutant.name:<42}{mutant.file:<13}{mutant.seen}")
+    else:
+        raise SystemExit("usage: python tests/mutants.py [plant NAME], NAME being one that the list shows")
 
 
 if __name__ == "__main__":

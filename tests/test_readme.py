@@ -161,10 +161,12 @@ def test_archives_become_slices_that_train_and_are_evaluated(tmp_path, run):
             test_prepare.write_ct(tmp_path / "CQ500" / f"CQ500CT{k} CQ500CT{k}" / "Unknown Study" / "CT Plain" / f"{z:06d}.dcm",
                                   test_prepare.ct_head(10. * z), (-126, -126, 10. * z), z)
     lines = commands(section(ARCHIVES))
-    assert [line.split()[1] for line in lines] == ["prepare.py"] * 3 + ["train.py", "evaluate.py"] * 3
-    for line in lines:
+    assert [line.split()[1] for line in lines] == ["prepare.py"] * 3 + ["train.py", "evaluate.py"] * 2
+    as_above = [line for line in commands(section("Start here")) if line.endswith(("--lam 10", "--out evaluation"))]
+    assert [line.split()[1] for line in as_above] == ["train.py", "evaluate.py"]
+    for line in lines + as_above:
         run(line, tmp_path)
-    assert (tmp_path / "ixi_slices/preview.png").exists() and (tmp_path / "evaluation_ixi/metrics.json").exists()
+    assert (tmp_path / "ixi_slices/preview.png").exists() and (tmp_path / "evaluation/metrics.json").exists()
     assert (tmp_path / "evaluation_knee/table1.md").exists()
     assert [p.name for p in (tmp_path / "evaluation_ct").iterdir()] == ["fig5_translations.png"]
 

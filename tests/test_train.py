@@ -375,7 +375,8 @@ def test_a_risk_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(m
     ([*SMALL, "--lam", "nan"], "finite number"),
     ([*SMALL, "--lam", "-1"], "finite number of at least 0"),
     ([*SMALL, "--lr-g", "0"], "above 0"),
-    ([*SMALL, "--batch", "0"], "whole number of at least 1"),
+    ([*SMALL, "--batch", "0"], "whole number from 1"),
+    ([*SMALL, "--seed", "99999999999999999999"], "whole number from 0"),
     ([*SMALL, "--method", "magic"], "invalid choice"),
     ([*SMALL, "--device", "toaster"], "no such device"),
     (["--resume", "no/such/run"], "no such checkpoint"),
@@ -397,3 +398,29 @@ def test_a_run_is_never_overwritten_and_resume_takes_no_other_settings(monkeypat
             cli(monkeypatch, *words)
         assert stop.value.code == 2 and sentence in capsys.readouterr().err
     assert everything(run)["step"] == 1
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(monkeypatch, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text("{}")
+    (run / "log.jsonl").write_text('{"step": 1}\n')
+    cli(monkeypatch, *SMALL, "--updates", 1, "--out", run)
+    assert [row["step"] for row in untimed_log(run)] == [1] and len(untimed_log(run)[0]) > 5
+
+
+def test_damaged_checkpoints_and_odd_resumes_end_in_one_sentence(monkeypatch, tmp_path, capsys):
+    run = tmp_path / "run"
+    cli(monkeypatch, *SMALL, "--updates", 2, "--out", run)
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "checkpoint.pt").write_text("hello")
+    capsys.readouterr()
+    for words, sentence in ((["--resume", run, "--updates", 1], "at least 2"), (["--resume", run, "--smoke"], "stands alone"),
+                            (["--resume", run, "--dry-run"], "stands alone"), (["--resume", tmp_path / "bad"], "or damaged"),
+                            ([*SMALL, "--out", tmp_path / "file"], "cannot be made into a folder")):
+        with pytest.raises(SystemExit) as stop:
+            cli(monkeypatch, *words)
+        error = capsys.readouterr().err
+        assert stop.value.code == 2 and sentence in error and error.count("\n") == 1
+    assert everything(run)["step"] == 2
