@@ -65,6 +65,7 @@ MUTANTS = [
     Mutant("critic_other_phi_for_real", "losses.py", BATCHES, BATCHES.replace("patch(y, phi)", "patch(y, type(phi)(phi.size, phi.j2, phi.j1))"), LIKELY),
     Mutant("drift_penalty", "losses.py", SIGNS_5, SIGNS_5 + " + 5e-4 * (f_y ** 2 + f_fake ** 2).mean()", RELEASED),
     Mutant("eq3_sign_flipped", "losses.py", "return -f(fake).mean()", "return f(fake).mean()", LIKELY),
+    Mutant("eq2_with_p_1", "losses.py", "def wasserstein_critic_loss(f, y, fake, eps, p=10.0)", "def wasserstein_critic_loss(f, y, fake, eps, p=1.0)", LIKELY),
     Mutant("eq2_sign_flipped", "losses.py", "(f(fake) - f(y)).mean()", "(f(y) - f(fake)).mean()", LIKELY),
     # Eq. 6, 9: the generator's risk
     Mutant("zoom_first_in_eq6", "losses.py", "a = patch(image, phi)", "a = G(patch(x, phi))[0]", RELEASED),
@@ -139,6 +140,9 @@ MUTANTS = [
     Mutant("real_images_from_the_input", "train.py", "y = draw(X, b, streams[\"x\"], device), draw(Y,", "y = draw(X, b, streams[\"x\"], device), draw(X,", LIKELY),
     Mutant("pi_and_uapi_swapped", "train.py", "config[\"method\"] == \"uapi\")", "config[\"method\"] == \"pi\")", LIKELY),
     Mutant("one_critic_update_too_many", "train.py", "in range(config[\"critic_steps\"])", "in range(config[\"critic_steps\"] + 1)", LIKELY),
+    Mutant("critic_width_ignored", "train.py", "Critic(width=config[\"critic_width\"])", "Critic(width=config[\"width\"])", LIKELY),
+    Mutant("seed_ignored_by_the_weights", "train.py", "torch.manual_seed(config[\"seed\"])", "torch.manual_seed(0)", LIKELY),
+    Mutant("seed_ignored_by_the_streams", "train.py", "manual_seed(1000 * config[\"seed\"] + k)", "manual_seed(k)", LIKELY),
     # Sec. 4.2: metrics and scenarios
     Mutant("psnr_pooled_over_images", "evaluate.py", "(a - b).square().mean(dim=(1, 2, 3)))", "(a - b).square().mean().expand(len(a)))", RELEASED),
     Mutant("psnr_with_log_e", "evaluate.py", "torch.log10(data_range ** 2", "torch.log(data_range ** 2", LIKELY),

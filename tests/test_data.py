@@ -261,3 +261,71 @@ def test_phantom_contrasts_invert_white_matter_and_fluid():
     x, y = slices.evaluation_input.astype(float), slices.evaluation_target.astype(float)
     assert np.corrcoef(x.flatten(), y.flatten())[0, 1] < 0.8
     assert y[(x > 30) & (x < 60)].mean() > 120  # the fluid, dark in T1, is bright in T2
+
+
+# ---------------------------------------------------------------- what planted mistakes got past the tests above
+
+def test_scaling_rounds_to_the_nearest_grey_level(tmp_path):
+    write(tmp_path / "a.npy", np.array([[0.0, 0.6], [254.4, 255.0]]))
+    assert data.read_grey(tmp_path / "a.npy").tolist() == [[0, 1], [254, 255]]
+
+
+def test_a_palette_is_looked_up(tmp_path):
+    picture = Image.fromarray(np.full((64, 64), 3, np.uint8), "P")
+    picture.putpalette([0, 0, 0, 50, 50, 50, 90, 90, 90, 200, 200, 200])
+    picture.save(tmp_path / "a.png")
+    assert (data.read_grey(tmp_path / "a.png") == 200).all()
+
+
+def test_endings_in_capitals_count_and_hidden_files_do_not(tmp_path):
+    write(tmp_path / "A.PNG")
+    write(tmp_path / "B.tif")
+    (tmp_path / "._B.tif").write_text("left by another system")
+    assert list(data.images_in(tmp_path)) == ["A", "B"]
+
+
+def test_a_target_patient_in_the_evaluation_is_warned_of(tmp_path, capsys):
+    write(authors_folder(tmp_path) / "target" / "C1_005_t2.png")
+    data.load(tmp_path, 64)
+    assert "both target and evaluation_input, C1" in capsys.readouterr().err
+
+
+def test_an_h5_of_16_bit_slices_is_scaled_as_files_are(tmp_path):
+    slices = data.load(authors_folder(tmp_path / "folder"), 64)
+    data.write_h5(tmp_path / "wide.h5", slices._replace(input=256 * slices.input.astype(np.uint16)))
+    again = data.load(tmp_path / "wide.h5", 64)
+    assert np.array_equal(again.input, slices.input) and np.array_equal(again.target, slices.target)
+
+
+def test_data_py_packs_the_sets_as_they_are(monkeypatch, tmp_path):
+    monkeypatch.chdir(authors_folder(tmp_path / "folder"))
+    monkeypatch.setattr("sys.argv", ["data.py", ".", "--size", "64", "--h5", "../all.h5"])
+    data.main()
+    one, other = data.load(tmp_path / "folder", 64), data.load(tmp_path / "all.h5", 64)
+    assert all(np.array_equal(u, v) for u, v in zip(one[:4], other[:4]))
+
+
+def test_phantoms_hand_out_their_subjects_in_order_with_the_noise_of_the_evaluation():
+    slices = data.phantoms(64, subjects=2, slices=2)
+    subjects = [data.phantom_subject(k, 64, 2, seed=0) for k in range(5)]
+    grey = lambda who, which: np.concatenate([np.rint(subjects[k][which].clip(0, 255)).astype(np.uint8) for k in who])
+    assert np.array_equal(slices.input, grey((0, 1), 0)) and np.array_equal(slices.target, grey((2, 3), 1))
+    assert np.array_equal(slices.evaluation_input, grey((4,), 0)) and np.array_equal(slices.evaluation_target, grey((4,), 1))
+    assert np.array_equal(slices.noise, subjects[4][2].astype(np.float32))
+
+
+def test_each_contrast_of_a_phantom_has_its_own_bias_field():
+    with replaced.multiple(data, T1=np.ones(6) / 2, T2=np.ones(6) / 2, NOISE=np.zeros(6)), replaced.object(data, "head", lambda *_: np.zeros((128, 128), int)):
+        for subject in range(3):
+            t1, t2, _ = data.phantom_subject(subject, 64, 1, seed=0)
+            assert np.corrcoef(t1.flatten(), t2.flatten())[0, 1] < 0.9
+
+
+def test_a_grid_shows_grey_levels_the_right_way_up():
+    figures, image = [], np.full((64, 64), 100, np.uint8)
+    with replaced.object(data.Figure, "savefig", lambda figure, *_, **__: figures.append(figure)):
+        data.picture_grid("nowhere.png", [[image, (image, 50.0)]] * 1 + [[image, (image, 60.0)]], ["one", "map"])
+    axes = [ax for ax in figures[0].axes if ax.images]
+    shown = [ax.images[0] for ax in axes]
+    assert [s.get_clim() for s in shown] == [(0, 255), (0, 50), (0, 255), (0, 60)] and {s.origin for s in shown} == {"upper"}
+    assert [ax.get_title() for ax in axes] == ["one", "map", "", ""]

@@ -7,12 +7,14 @@ from unittest.mock import patch as replaced
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 import data
 import evaluate
+import nets
 import train
-from test_train import TINY, tiny_slices
+from test_train import TINY, same, tiny_slices, weights
 
 
 def grey_levels(*shape, seed=0):
@@ -220,3 +222,185 @@ def test_wrong_use_ends_in_one_sentence_and_code_2(monkeypatch, tmp_path, capsys
             cli(monkeypatch, *words)
         error = capsys.readouterr().err
         assert stop.value.code == 2 and sentence in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+# ---------------------------------------------------------------- what planted mistakes got past the tests above
+
+def test_no_scenario_repeats_the_noise_of_another_nor_does_the_next_process_change_it():
+    flat = np.full((2, 32, 32), 128, np.uint8)
+    noise = torch.cat([evaluate.perturb_all(flat, s) for s in ("GN5", "GN10", "GN20")]).flatten(1) - 128
+    assert (torch.corrcoef(noise) - torch.eye(6)).abs().max() < 0.2
+    assert noise[0, :3].tolist() == pytest.approx(GN5, abs=1e-3)
+
+
+GN5 = (-9.0020, -1.1453, 1.7863)  # so that two papers' worth of runs, months apart, meet the same noise
+
+
+def toy(gain):
+    """A translation that can be written down, and a scale that differs from it from pixel to pixel."""
+    return lambda x: (gain * x, 0.2 + 0.1 * x ** 2 + 0.05 * x)
+
+
+def toy_runs():
+    return {"one": (toy(0.9), TINY), "two": (toy(-0.5), TINY), "three": (toy(0.2), TINY | {"method": "pi"})}
+
+
+def judged_slices():
+    """Five pairs of two patients, four and one."""
+    s = tiny_slices()
+    names = [f"p_{k}" for k in range(4)] + ["q_0"]
+    return data.Slices(s.input[:0], s.target[:0], s.input[:5], s.target[:5], {"evaluation_input": names, "evaluation_target": names})
+
+
+def test_translations_arrive_in_grey_levels_and_in_order():
+    x = torch.from_numpy(tiny_slices().input[:5]).float().unsqueeze(1)
+    with replaced.object(evaluate, "BATCH", 2):
+        image, scale = evaluate.translate(toy(0.9), x, "cpu")
+    u = x / 127.5 - 1
+    assert torch.allclose(image, 127.5 * (0.9 * u + 1), atol=1e-3)
+    assert torch.allclose(scale, 127.5 * toy(0.9)(u)[1], atol=1e-3)
+
+
+def test_patients_count_alike_however_many_slices_they_have():
+    truth = torch.zeros(4, 1, 16, 16, dtype=torch.float64)
+    image = truth + torch.tensor([25.5, 2.55, 2.55, 2.55], dtype=torch.float64).view(4, 1, 1, 1)  # 20, 40, 40, 40 dB
+    row = evaluate.score(image, truth, np.array(["a", "b", "b", "b"]))
+    assert row["psnr"] == pytest.approx(35) and row["psnr_patients_mean"] == pytest.approx(30)
+    row = evaluate.score(image, truth, np.array(["a", "a", "a", "b"]))
+    assert row["psnr_patients_mean"] == pytest.approx((100 / 3 + 40) / 2)
+
+
+def test_the_512_are_drawn_at_random_and_the_same_every_time():
+    many = torch.arange(600.0).view(600, 1, 1, 1)
+    one, again = (evaluate.correlate(many, many, torch.zeros_like(many))[1][0] for _ in range(2))
+    assert one == again and len(set(one)) == 512 and max(one) > 550 and one != sorted(one)
+
+
+@pytest.fixture
+def judged(tmp_path):
+    """Three toy runs judged -> metrics, and what every picture was given."""
+    shown, plotted = {}, {}
+
+    def plot(path, draw, size=None):
+        plotted[path.name] = Figure().subplots()
+        draw(plotted[path.name])
+
+    with replaced.multiple(evaluate, picture_grid=lambda path, rows, titles: shown.update({path.name: (rows, titles)}), plot=plot):
+        metrics = evaluate.judge(toy_runs(), judged_slices(), tmp_path, "cpu")
+    return metrics, shown, plotted
+
+
+def test_every_run_is_judged_on_every_scenario_as_it_is(judged):
+    metrics, slices = judged[0], judged_slices()
+    truth = torch.from_numpy(slices.evaluation_target).float().unsqueeze(1)
+    patients = np.array(["p"] * 4 + ["q"])
+    for scenario in evaluate.SCENARIOS:
+        x = evaluate.perturb_all(slices.evaluation_input, scenario)
+        assert metrics["copy_input"][scenario] == pytest.approx(evaluate.score(x, truth, patients))
+        for name, (G, config) in toy_runs().items():
+            image, scale = evaluate.translate(G, x, "cpu")
+            assert metrics["runs"][name]["scenarios"][scenario] == pytest.approx(evaluate.score(image, truth, patients))
+            if scenario == "GN0":
+                expected = evaluate.correlate(image, scale, truth)[0] if config["method"] == "uapi" else {"pcc_image": None, "pcc_pixel": None}
+                assert metrics["runs"][name] == metrics["runs"][name] | expected | {"method": config["method"]}
+
+
+def test_figures_show_what_their_titles_say(judged):
+    metrics, shown, plotted = judged
+    slices = judged_slices()
+    x, truth = (torch.from_numpy(v).float().unsqueeze(1) for v in (slices.evaluation_input, slices.evaluation_target))
+    images, scales = zip(*(evaluate.translate(G, x, "cpu") for G, _ in toy_runs().values()))
+    places = [0, 1, 2, 2, 3, 4]  # six of five
+    rows, titles = shown["fig4_samples.png"]
+    assert titles == ["input", "one", "two", "three", "ground truth"]
+    for cells, i in zip(rows, places, strict=True):
+        for cell, expected in zip(cells, (x[i], *(image[i] for image in images), truth[i]), strict=True):
+            assert np.allclose(np.asarray(cell).squeeze(), expected.squeeze(), atol=1e-3)
+    assert {name for name in shown if name.startswith("fig6")} == {"fig6_8_one.png", "fig6_8_two.png"}
+    rows, titles = shown["fig6_8_two.png"]
+    assert titles == ["input", "ground truth", "prediction", "abs. residual [grey levels]", "scale [grey levels]"]
+    residual, scale = (images[1] - truth).abs(), scales[1]
+    for (a, b, c, (r, r_top), (s, s_top)), i in zip(rows, places, strict=True):
+        for cell, expected in ((a, x), (b, truth), (c, images[1]), (r, residual), (s, scale)):
+            assert torch.allclose(cell, expected[i], atol=1e-3)
+        assert r_top == pytest.approx(residual[places].quantile(.999).item(), rel=1e-4) and s_top == pytest.approx(scale[places].quantile(.999).item(), rel=1e-4)
+    lines = {line.get_label(): line.get_ydata() for line in plotted["fig2_3_psnr.png"].lines}
+    for name, scenarios in [("copy of the input", metrics["copy_input"])] + [(n, r["scenarios"]) for n, r in metrics["runs"].items()]:
+        assert list(lines[name]) == [scenarios[s]["psnr"] for s in evaluate.SCENARIOS]
+    line = plotted["fig7_9_scatter.png"].lines[1]
+    expected = evaluate.correlate(images[1], scale, truth)[1]
+    assert line.get_label().startswith("two") and list(line.get_xdata()) == pytest.approx(expected[0]) and list(line.get_ydata()) == pytest.approx(expected[1])
+
+
+def test_table_1_says_the_same_in_markdown_and_csv(judged, tmp_path):
+    rows = evaluate.table(judged[0])
+    markdown = evaluate.write_table(rows, tmp_path)
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines()]
+    assert cells[:1] + cells[2:] == rows == list(csv.reader(open(tmp_path / "table1.csv"))) and len(rows) == 5
+    assert (tmp_path / "table1.md").read_text() == markdown
+
+
+def test_unpaired_translations_stand_beside_their_own_input(tmp_path):
+    shown, slices = {}, judged_slices()
+    with replaced.object(evaluate, "picture_grid", lambda path, rows, titles: shown.update({path.name: (rows, titles)})):
+        evaluate.draw_translations(tmp_path / "fig5.png", toy_runs(), slices, "cpu")
+    rows, titles = shown["fig5.png"]
+    assert titles == ["input", "one", "two", "three"]
+    for (x, one, two, _), i in zip(rows, [0, 1, 2, 2, 3, 4], strict=True):
+        u = torch.from_numpy(slices.evaluation_input[i]).float() / 127.5 - 1
+        assert torch.allclose(x[0], 127.5 * (u + 1), atol=1e-3)
+        assert torch.allclose(one[0], 127.5 * (.9 * u + 1), atol=1e-3) and torch.allclose(two[0], 127.5 * (1 - .5 * u), atol=1e-3)
+
+
+def test_a_run_is_loaded_with_its_own_width_and_weights(tmp_path):
+    G = nets.UNet(width=2)
+    train.save(tmp_path, {"config": TINY | {"width": 2, "critic_width": 3}, "G": G.state_dict()})
+    loaded, config = evaluate.load_run(tmp_path, "cpu")
+    assert same(weights(G), weights(loaded)) and config["width"] == 2 and not loaded.training
+
+
+def test_one_picture_comes_back_in_its_own_place_and_scale(tmp_path):
+    picture = tiny_slices().input[0][10:42]  # 32x64: padded above and below, never resized
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    evaluate.translate_picture(tmp_path / "a.png", {"same": (toy(1.0), TINY)}, tmp_path, "cpu")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "a_same_translation.png")), picture)
+    u = picture / 127.5 - 1
+    scale = 127.5 * (0.2 + 0.1 * u ** 2 + 0.05 * u)
+    assert np.allclose(np.load(tmp_path / "a_same_scale.npy"), scale, atol=1e-3)
+    assert np.abs(np.asarray(Image.open(tmp_path / "a_same_scale.png")) - 255 * scale / scale.max()).max() <= 0.501
+
+
+def test_growing_back_never_wraps_from_white_to_black(tmp_path):
+    edge = np.zeros((128, 128), np.uint8)
+    edge[:, 64:] = 255
+    Image.fromarray(edge).save(tmp_path / "a.png")
+    evaluate.translate_picture(tmp_path / "a.png", {"same": (toy(1.0), TINY)}, tmp_path, "cpu")
+    out = np.asarray(Image.open(tmp_path / "a_same_translation.png")).astype(int)
+    assert (np.diff(out, axis=1) >= 0).all()
+
+
+def test_runs_of_two_sizes_are_not_compared(monkeypatch, tmp_path, capsys):
+    for size in (64, 96):
+        (tmp_path / f"run{size}").mkdir()
+        train.save(tmp_path / f"run{size}", {"config": TINY | {"size": size}, "G": nets.UNet(width=1).state_dict()})
+    monkeypatch.setattr("sys.argv", ["evaluate.py", str(tmp_path / "run64"), str(tmp_path / "run96"), "--data", "phantom", "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as stop:
+        evaluate.main()
+    assert stop.value.code == 2 and "different sizes, [64, 96]" in capsys.readouterr().err
+
+
+def test_ssim_of_opposite_contrasts_is_negative():
+    a = grey_levels(1, 1, 16, 16, seed=9)
+    b = 255 - a
+    expected = naive_ssim(a[0, 0].tolist(), b[0, 0].tolist(), 255.0)
+    assert expected < -0.5 and abs(evaluate.ssim(a, b).item() - expected) < 1e-9
+
+
+def test_both_correlations_are_printed(monkeypatch, tmp_path, capsys):
+    slices = judged_slices()
+    monkeypatch.setattr("sys.argv", ["evaluate.py", "run", "--data", "phantom", "--out", str(tmp_path)])
+    with replaced.multiple(evaluate, load=lambda *_: slices, load_run=lambda *_: (toy(0.9), TINY)):
+        evaluate.main()
+    run = json.loads((tmp_path / "metrics.json").read_text())["runs"]["run"]
+    assert f"{run['pcc_image']:.2f} per image, {run['pcc_pixel']:.2f} per pixel" in capsys.readouterr().out
+    assert f"{run['pcc_image']:.2f}" != f"{run['pcc_pixel']:.2f}"

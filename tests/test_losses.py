@@ -4,10 +4,15 @@ The critic and the generator below are small formulas whose gradients can be wri
 no autograd: they are the oracle.
 """
 import math
+import re
+from unittest.mock import patch as replaced
 
+import pytest
 import torch
+from matplotlib.figure import Figure
 
 import losses
+import nets
 from test_patch_op import naive_patch, noise, phi_of
 
 X, Y, FAKE = noise(3, 1, 5, 5, seed=1), noise(3, 1, 5, 5, seed=2), noise(3, 1, 5, 5, seed=3)
@@ -259,3 +264,21 @@ def test_a_critic_trained_with_the_penalty_stays_near_slope_1_and_without_it_doe
             optimiser.step()
         slopes[p] = w.norm().item()
     assert slopes[10.0] < 4 < 20 < slopes[0.0]
+
+
+# ---------------------------------------------------------------- what planted mistakes got past the tests above
+
+def test_p_is_10_in_eq2_too():
+    assert losses.wasserstein_critic_loss(critic, Y, FAKE, EPS) == losses.wasserstein_critic_loss(critic, Y, FAKE, EPS, 10.0)
+
+
+def test_the_drawing_of_eq9_finds_every_scale_at_its_residual(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["losses.py"])
+    with replaced.object(Figure, "savefig", lambda figure, *_, **__: figures.append(figure)):
+        figures = []
+        losses.main()
+    found = re.findall(r"\|residual\| (\S+): .* at scale (\S+)", capsys.readouterr().out)
+    assert len(found) == 3 and all(float(scale) == pytest.approx(float(residual), rel=0.05) for residual, scale in found)
+    floor, = (line for line in figures[0].axes[0].lines if line.get_label().startswith("floor"))
+    assert set(floor.get_xdata()) == {nets.ONE_GREY_LEVEL}

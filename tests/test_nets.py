@@ -1,6 +1,8 @@
 """Sec. 3.4: the two networks have the paper's size, two honest heads, one number per image, and refuse what they cannot take."""
 import math
+import re
 
+import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -122,3 +124,22 @@ def test_the_layer_table_counts_what_torch_counts():
         rows = nets.layer_table(network, 1, 96)
         assert sum(row[3] for row in rows) == counter.get_total_flops()
         assert sum(row[2] for row in rows) == count(network)
+
+
+# ---------------------------------------------------------------- what planted mistakes got past the tests above
+
+def test_other_sizes_are_refused_in_one_sentence_2():
+    for d in (32, 48, 65, 80, 100, 0):  # 80 = 5 * 16
+        with pytest.raises(ValueError, match=f"multiple of 32 from 64 up, not {d}"):
+            nets.check_size(d)
+
+
+def test_the_printed_table_counts_in_millions(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["nets.py", "--size", "64"])
+    nets.main()
+    printed = capsys.readouterr().out
+    assert re.search(r"^down\.0\.0\.0 +16x64x64 +160 +1\.2$", printed, re.MULTILINE)  # 2 * 9 * 16 * 64 * 64 = 1.2 million
+    total = [line.split() for line in printed.splitlines() if line.startswith("total")]
+    for (_, parameters, mflop), network in zip(total, (nets.UNet(), nets.Critic()), strict=True):
+        rows = nets.layer_table(network, 1, 64)
+        assert parameters == f"{sum(r[2] for r in rows):,}" and mflop == f"{sum(r[3] for r in rows) / 1e6:.1f}"

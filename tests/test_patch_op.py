@@ -1,9 +1,12 @@
 """Eq. 4: the patch operator against a naive loop, TensorFlow's own crops, a case worked by hand, and what it must not change."""
 import math
 from pathlib import Path
+from unittest.mock import patch as replaced
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
+from PIL import Image
 
 import patch_op
 
@@ -145,3 +148,21 @@ def test_phi_differs_within_a_batch_and_comes_from_the_generator_alone():
     assert all(torch.equal(u, v) for u, v in zip(one, again))
     assert len(set(one.size.tolist())) > 1 and len(set(one.j1.tolist())) > 1
     assert torch.equal(state, torch.get_rng_state())
+
+
+# ---------------------------------------------------------------- what planted mistakes got past the tests above
+
+def test_the_drawing_shows_the_square_that_was_cut(monkeypatch, tmp_path):
+    figures, image = [], np.add.outer(3 * np.arange(64), np.arange(64)).astype(np.uint8)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    for seed in (0, 1):
+        monkeypatch.setattr("sys.argv", ["patch_op.py", str(tmp_path / "a.png"), "--seed", str(seed)])
+        with replaced.object(Figure, "savefig", lambda figure, *_, **__: figures.append(figure)):
+            patch_op.main()
+        sizes, j1s, j2s = (v.tolist() for v in patch_op.sample_phi(3, 256, torch.Generator().manual_seed(seed)))
+        axes = np.array(figures[-1].axes).reshape(3, 3)
+        for (whole, crop, zoomed), size, j1, j2 in zip(axes, sizes, j1s, j2s):
+            x = whole.images[0].get_array()
+            assert whole.patches[0].get_xy() == (j2 - .5, j1 - .5) and whole.patches[0].get_width() == size
+            assert np.array_equal(crop.images[0].get_array(), x[j1:j1 + size, j2:j2 + size])
+            assert zoomed.images[0].get_array().shape == (256, 256)

@@ -424,3 +424,112 @@ def test_damaged_checkpoints_and_odd_resumes_end_in_one_sentence(monkeypatch, tm
         error = capsys.readouterr().err
         assert stop.value.code == 2 and sentence in error and error.count("\n") == 1
     assert everything(run)["step"] == 2
+
+
+# ---------------------------------------------------------------- what planted mistakes got past the tests above
+
+def test_either_network_has_its_own_width():
+    G, f, *_ = train.build(TINY | {"width": 2, "critic_width": 3})
+    assert G.down[0][0][0].out_channels == 2 and f.layers[0].out_channels == 3
+
+
+def test_the_seed_moves_both_networks_and_every_stream():
+    one, again, other = (train.build(TINY | {"seed": seed}) for seed in (0, 0, 1))
+    for k in range(2):
+        assert same(weights(one[k]), weights(again[k])) and not same(weights(one[k]), weights(other[k]))
+    assert len({stream.initial_seed() for built in (one, other) for stream in built[4].values()}) == 8
+
+
+def test_adams_epsilon_is_torchs_and_lam_is_10():
+    _, _, opt_G, opt_f, *_ = train.build(TINY)
+    assert all(optimiser.param_groups[0]["eps"] == 1e-8 for optimiser in (opt_G, opt_f))
+    assert train.make_parser().get_default("lam") == 10
+
+
+
+@pytest.mark.parametrize("updates, logged, drawn", [(7, range(1, 8), [1, 2, 3, 4, 5, 6, 7]),
+                                                    (350, [*range(3, 350, 3), 350], range(35, 351, 35))])
+def test_a_line_per_cent_ten_samples_and_the_last_update_always(updates, logged, drawn):
+    found = {"log": [], "save": [], "samples": []}
+    with replaced.multiple(train, UNet=ToyG, Critic=ToyF, draw_curves=lambda *_: None, save=lambda run, c: found["save"].append(c["step"]),
+                           log=lambda run, config, step, *_, **__: found["log"].append(step),
+                           draw_samples=lambda run, config, step, *_: found["samples"].append(step)):
+        train.train(TINY | {"updates": updates, "critic_steps": 1}, tiny_slices(), Path("nowhere"))
+    assert found == {"log": list(logged), "save": list(logged), "samples": list(drawn)}
+
+
+def test_a_logged_line_says_the_same_on_screen_and_in_the_file(tmp_path, capsys):
+    values = dict(wasserstein=1.0, slope=2.0, residual=3.0, patch=4.0, scale_mean=5.0, scale_min=0.5)
+    for method in ("uapi", "pi"):
+        train.log(tmp_path, TINY | {"updates": 20, "method": method}, 5, 100.0, **{k: torch.tensor(v) for k, v in values.items()})
+    uapi, pi = (json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines())
+    assert uapi == {"step": 5, "seconds": 100.0, "images_per_second": 0.4} | values  # 5 * (3 + 1) * 2 images
+    assert pi == uapi | {"scale_mean": None, "scale_min": None}
+    first, second = capsys.readouterr().out.splitlines()
+    line = "update 5/20  elapsed 0:01:40  remaining 0:05:00  wasserstein 1.000  slope 2.000  residual 3.0000"
+    assert first == line + "  scale 5.0000 (min 0.5000)  0 images/s" and second == line + "  0 images/s"
+
+
+def test_resume_goes_on_with_the_clock_and_remembers_its_new_settings(monkeypatch, tmp_path):
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    cli(monkeypatch, *SMALL, "--updates", 1, "--out", run)
+    train.save(run, everything(run) | {"seconds": 1000.0})
+    run.rename(moved)
+    cli(monkeypatch, "--resume", moved, "--updates", 2)
+    assert not run.exists() and everything(moved)["step"] == 2 and everything(moved)["seconds"] > 1000
+    assert json.loads((moved / "log.jsonl").read_text().splitlines()[1])["seconds"] > 1000
+    assert everything(moved)["config"]["updates"] == 2 == json.loads((moved / "config.json").read_text())["updates"]
+
+
+def test_resume_takes_no_other_method(monkeypatch, tmp_path, capsys):
+    cli(monkeypatch, *SMALL, "--updates", 1, "--out", tmp_path / "run")
+    for flag, value in (("--method", "pi"), ("--batch", 3), ("--seed", 4), ("--lr-c", 1)):
+        with pytest.raises(SystemExit):
+            cli(monkeypatch, "--resume", tmp_path / "run", flag, value)
+        assert f"leave out {flag}." in capsys.readouterr().err
+
+
+def test_a_run_without_a_name_is_named_by_data_method_lam_and_seed(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    cli(monkeypatch, *SMALL, "--updates", 1, "--lam", 3.5, "--seed", 7)
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == ["phantom_uapi_lam3.5_seed7"]
+
+
+def test_infinity_stops_the_run_as_nan_does(tmp_path):
+    for value in (float("inf"), -float("inf"), float("nan")):
+        with pytest.raises(SystemExit):
+            train.stop_unless_finite(tmp_path, 3, generator=torch.tensor(value), critic=torch.tensor(0.0))
+    train.stop_unless_finite(tmp_path, 3, generator=torch.tensor(0.0))
+
+
+def test_a_strangers_checkpoint_cannot_run_code(tmp_path, capsys):
+    torch.save({"step": Path("anything but tensors and plain types")}, tmp_path / "checkpoint.pt")
+    with pytest.raises(SystemExit) as stop:
+        train.load_checkpoint(tmp_path)
+    assert stop.value.code == 2 and "UnpicklingError" in capsys.readouterr().err
+
+
+def test_a_crash_while_saving_leaves_the_old_checkpoint_whole(tmp_path):
+    def dies(checkpoint, path):
+        Path(path).write_bytes(b"half a file")
+        raise KeyboardInterrupt
+
+    train.save(tmp_path, {"step": 1})
+    with replaced.object(torch, "save", dies), pytest.raises(KeyboardInterrupt):
+        train.save(tmp_path, {"step": 2})
+    assert train.load_checkpoint(tmp_path)["step"] == 1
+
+
+def test_samples_show_evaluation_slices_in_grey_levels(tmp_path):
+    shown, slices, G = {}, tiny_slices(), train.build(TINY)[0]
+    with replaced.object(train, "picture_grid", lambda path, rows, titles: shown.update({path.name: (rows, titles)})):
+        train.draw_samples(tmp_path, TINY, 7, G, slices)
+        train.draw_samples(tmp_path, TINY | {"method": "pi"}, 8, G, slices)
+    rows, titles = shown["000007.png"]
+    assert titles == ["input", "translation", "scale [grey levels]", "truth"] and shown["000008.png"][1] == ["input", "translation", "truth"]
+    chosen = [0, 0, 1, 1]  # four of two
+    with torch.no_grad():
+        image, scale = G(data.to_unit(torch.from_numpy(slices.evaluation_input[chosen]).unsqueeze(1)))
+    for (x, out, (spread, top), truth), k, i, s in zip(rows, chosen, image, scale, strict=True):
+        assert np.array_equal(x, slices.evaluation_input[k]) and np.array_equal(truth, slices.evaluation_target[k])
+        assert torch.allclose(out, 127.5 * (i + 1), atol=1e-3) and torch.allclose(spread, 127.5 * s, atol=1e-3) and top == spread.max()
