@@ -13,8 +13,11 @@ A name begins with its patient, up to the first underscore: IXI022-Guys-0701_026
 """
 import argparse
 import functools
+import io
 import os
 import sys
+import tokenize
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +29,10 @@ from PIL import Image
 
 SETS = ("input", "target", "evaluation_input", "evaluation_target")
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy")
+# What Pillow, numpy and h5py raise over a file that is not what it seems.
+READ_ERRORS = (OSError, EOFError, SyntaxError, tokenize.TokenError, ValueError, KeyError, TypeError, ArithmeticError, MemoryError,
+               RuntimeError, Image.DecompressionBombError, Image.DecompressionBombWarning)
+say_once = functools.cache(lambda sentence: print(sentence, file=sys.stderr))
 
 
 class Slices(NamedTuple):
@@ -40,7 +47,7 @@ class Slices(NamedTuple):
 
 def fail(sentence):
     """Ends the program over something its user can mend: one sentence on stderr, exit code 2, no traceback."""
-    print(f"error: {sentence.rstrip('.')}.", file=sys.stderr)
+    print(f"error: {' '.join(sentence.split()).rstrip('.')}.", file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -48,18 +55,29 @@ def make_folder(path):
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        fail(f"{path}: cannot be made into a folder ({error.strerror}); choose another --out.")
+        fail(f"{path}: cannot be made into a folder ({error.strerror}); choose another place.")
+
+
+def replace_file(path, write):
+    """Writes a file whole or not at all: write(place) fills PATH.tmp, a Path, which then takes PATH's place. Where that
+    cannot be done the old file stays, nothing else is left behind, and the program ends with one sentence."""
+    place = Path(f"{path}.tmp")
+    try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise OSError("it is a folder or a device")
+        write(place)
+        os.replace(place, path)
+    except (OSError, RuntimeError) as error:  # torch.save meets a full disk with a RuntimeError
+        fail(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error}); make room or choose another place.")
+    finally:
+        if os.path.isfile(place):
+            place.unlink()
 
 
 def progress(done, total, what):
     """Keeps one line up to date on a terminal; silent where the output goes to a file."""
     if sys.stderr.isatty():
         print(f"\r{what} {done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
-
-
-@functools.cache
-def say_once(sentence):
-    print(sentence, file=sys.stderr)
 
 
 def patient(name):
@@ -71,35 +89,40 @@ def patient(name):
 def to_grey_levels(values, path):
     """An array of numbers -> uint8 [h,w]. 8-bit stays as it is; everything else is scaled so that this image's smallest
     value becomes 0 and its largest 255 (a constant image becomes 0). ValueError: not one finite grey image."""
-    if values.ndim != 2 or values.size == 0 or values.dtype.kind not in "uifb":
-        raise ValueError(f"{path}: wants one grey image of numbers, got {values.dtype} {values.shape}")
+    # A single pixel is no image, and fit() would make a huge square of a long strip.
+    if values.ndim != 2 or values.dtype.kind not in "uifb" or min(values.shape) < 2 or max(values.shape) > 8192:
+        raise ValueError(f"{path}: wants one grey image of numbers, sides of 2 to 8192, got {values.dtype} {values.shape}")
     if values.dtype == np.uint8:
-        return values
-    values = values.astype(np.float64)
+        return np.array(values)
+    with np.errstate(all="ignore"):  # whatever overflows ends as NaN
+        values = np.asarray(values, np.float64)
+        low, span = values.min(), np.ptp(values)
+        values = (values - low) * (255 / span if span else 0)
     if not np.isfinite(values).all():
-        raise ValueError(f"{path}: holds values that are not finite (NaN or infinity)")
+        raise ValueError(f"{path}: holds NaN, infinity, or a range too large or too small to be scaled")
     say_once("images that are not 8-bit are scaled one by one: smallest value to 0, largest to 255")
-    low, high = values.min(), values.max()
-    return np.rint((values - low) * (255 / (high - low) if high > low else 0)).astype(np.uint8)
+    return np.rint(values).astype(np.uint8)
 
 
 def read_grey(path):
     """A picture file -> uint8 [h,w]: colour to grey (ITU-R 601), 16-bit and float scaled per image to [0,255].
     ValueError, one sentence: unreadable, animated, with transparency, or not one grey image."""
-    frames, mode = 1, None
     try:
-        if Path(path).suffix.lower() == ".npy":
-            values = np.load(path, allow_pickle=False)
-        else:
-            with Image.open(path) as picture:
-                frames, mode = getattr(picture, "n_frames", 1), picture.mode
-                values = np.asarray(picture.convert("L") if mode in ("RGB", "P", "1", "YCbCr") else picture)
-    except (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if not os.path.isfile(path):  # opening a pipe would wait for ever
+            raise ValueError("no file")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about metadata
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            if Path(path).suffix.lower() == ".npy":
+                values = np.lib.format.open_memmap(path, mode="r")  # mapped, not loaded: its header may claim any size
+            else:
+                with Image.open(path, formats=("PNG", "JPEG", "TIFF")) as picture:
+                    frames, mode = getattr(picture, "n_frames", 1), picture.mode
+                    if frames > 1 or mode == "CMYK" or picture.has_transparency_data:
+                        raise ValueError(f"{frames} frames, {mode}; wants one, grey or RGB, without transparency")
+                    values = np.asarray(picture.convert("L") if mode in ("RGB", "P", "1", "YCbCr") else picture)
+    except READ_ERRORS as error:
         raise ValueError(f"{path}: cannot be read as an image ({error})") from None
-    if frames > 1:
-        raise ValueError(f"{path}: holds {frames} frames; one image a file is wanted")
-    if mode in ("RGBA", "LA", "PA", "CMYK"):
-        raise ValueError(f"{path}: has four channels or transparency ({mode}); save it as grey or RGB")
     return to_grey_levels(values, path)
 
 
@@ -109,8 +132,6 @@ def fit(grey, size):
     (h, w), side = grey.shape, max(grey.shape)
     top, left = (side - h) // 2, (side - w) // 2
     square = np.pad(grey, ((top, side - h - top), (left, side - w - left)), constant_values=grey.min())
-    if side == size:
-        return square
     kernel = Image.Resampling.BOX if side > size else Image.Resampling.BICUBIC
     return np.array(Image.fromarray(square).resize((size, size), kernel))
 
@@ -125,10 +146,9 @@ def picture_grid(path, rows, titles, side=2.2):
             shown = ax.imshow(np.asarray(values).squeeze(), cmap="inferno" if isinstance(cell, tuple) else "gray", vmin=0, vmax=top)
             if isinstance(cell, tuple):
                 figure.colorbar(shown, ax=ax, shrink=.8)
-            if cells is rows[0]:
-                ax.set_title(title, fontsize=10)
+            ax.set_title(title if cells is rows[0] else "", fontsize=10)
             ax.axis("off")
-    figure.savefig(path, dpi=90)
+    replace_file(path, lambda place: figure.savefig(place, dpi=90, format="png"))
 
 
 # ---------------------------------------------------------------- a data set
@@ -139,27 +159,31 @@ def load(data, size, sets=SETS):
     path = Path(data)
     if str(data) == "phantom":
         slices = phantoms(size)
-    elif not path.exists():
+    elif not os.path.isfile(path) and not os.path.isdir(path):
         fail(f"{path}: no such folder or file; give --data a folder of slices, an .h5 file, or the word phantom.")
     else:
-        images, names = read_folder(path, size, sets) if path.is_dir() else read_h5(path, size, sets)
+        images, names = read_folder(path, size, sets) if os.path.isdir(path) else read_h5(path, size, sets)
         for which in [s for s in sets if s in ("input", "target")] or ["evaluation_input"]:
             if not images[which]:
                 fail(f"{path}: no readable image for {which}; the top of data.py shows the layouts, files end in {', '.join(ENDINGS)}.")
         stacks = (np.stack(images[s]) if images[s] else np.zeros((0, size, size), np.uint8) for s in SETS)
         slices = Slices(*stacks, names)
-    describe(path, slices)
+    describe(os.fsencode(path).decode(errors="backslashreplace"), slices)
     return slices
 
 
 def images_in(folder):
     """{stem: path}, sorted, so that the order of files on the disk never decides which slice has which number."""
-    return {p.stem: p for p in sorted(folder.glob("*")) if p.suffix.lower() in ENDINGS and not p.name.startswith(".")}
+    paths = [p for p in sorted(folder.glob("*") if os.path.isdir(folder) else ()) if not p.name.startswith(".")]
+    found = {p.stem: p for p in paths if p.suffix.lower() in ENDINGS and p.name.isprintable()}
+    if others := [p.name for p in paths if found.get(p.stem) != p]:
+        print(f"{folder}: {len(others)} left out, {others[0]!r} first; see ENDINGS in data.py, one file a name", file=sys.stderr)
+    return found
 
 
 def find_images(root):
     """A folder in either layout -> list of (name, {set: path}); the two halves of a pair stand in one entry."""
-    if (root / "trainA").is_dir() or (root / "testA").is_dir():
+    if os.path.isdir(root / "trainA") or os.path.isdir(root / "testA"):
         one, other, inputs, targets = (images_in(root / name) for name in ("trainA", "trainB", "testA", "testB"))
         if inputs.keys() & targets.keys():
             print(f"{root}: {len(inputs.keys() ^ targets.keys())} test images without a partner of the same name are left out")
@@ -168,8 +192,9 @@ def find_images(root):
         one, other, judged = (images_in(root / name) for name in ("input", "target", "evaluation"))
         inputs, targets = ({name.removesuffix(end): path for name, path in judged.items() if name.endswith(end)}
                            for end in ("_input", "_target"))
-        lonely = sorted(inputs.keys() ^ targets.keys())
-        if targets and lonely:
+        lonely = sorted(inputs.keys() ^ targets.keys() if targets else ())
+        lonely += [name for name in judged if not name.endswith(("_input", "_target"))]
+        if lonely:
             fail(f"{root}/evaluation: {len(lonely)} slices miss their _input or _target, {lonely[0]} first; complete the "
                  "pairs, or remove every _target to evaluate without scores.")
     pairs = [(name, {"evaluation_input": path} | ({"evaluation_target": targets[name]} if name in targets else {}))
@@ -200,9 +225,15 @@ def read_h5(path, size, sets):
     try:
         with h5py.File(path, "r") as file:
             for s in sets:
-                images[s] = [fit(to_grey_levels(image, path), size) for image in file[s]]
-                names[s] = [name.decode() for name in file[f"{s}_names"][:]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                for key, ndim in ((s, 3), (f"{s}_names", 1)):
+                    values = file[key] if isinstance(file.get(key, getlink=True), h5py.HardLink) else None
+                    if not isinstance(values, h5py.Dataset) or values.ndim != ndim or values.external or values.is_virtual:
+                        raise ValueError(f"{key} is missing, has not {ndim} dimensions, or leads to another place or file")
+                    if values.nbytes > 1032 * os.path.getsize(path):  # the most that gzip can save
+                        raise ValueError(f"{key} claims {values.nbytes} bytes, more than this file can hold")
+                images[s] = [fit(to_grey_levels(image, s), size) for image in file[s]]
+                names[s] = list(file[f"{s}_names"].asstr("utf-8")[:])
+    except READ_ERRORS as error:
         fail(f"{path}: is not an .h5 of slices as the top of data.py describes it ({error}).")
     if any(len(images[s]) != len(names[s]) for s in sets) or len(images[SETS[2]]) != len(images[SETS[3]]) > 0:
         fail(f"{path}: images and names, or the two halves of the evaluation pairs, differ in number.")
@@ -210,12 +241,13 @@ def read_h5(path, size, sets):
 
 
 def write_h5(path, slices):
-    """Packs a data set into one .h5 (layout: top of this file); written beside its place first, then renamed."""
-    with h5py.File(f"{path}.tmp", "w") as file:
+    """Packs a data set into one .h5 (layout: top of this file), in memory first: a full disk makes HDF5 itself crash."""
+    packed = io.BytesIO()
+    with h5py.File(packed, "w") as file:
         for which in SETS:
             file.create_dataset(which, data=getattr(slices, which))
             file.create_dataset(f"{which}_names", data=slices.names[which], dtype=h5py.string_dtype())
-    os.replace(f"{path}.tmp", path)
+    replace_file(path, lambda place: place.write_bytes(packed.getbuffer()))
 
 
 def describe(data, slices):
@@ -227,8 +259,7 @@ def describe(data, slices):
         print(f"  {which:<18}{len(images):>6} slices of {len(people[which]):>4} patients" +
               (f", range {images.min()}..{images.max()}, mean {images.mean():.1f}" if len(images) else ""))
     for one, other in (("input", "target"), ("input", "evaluation_input"), ("target", "evaluation_input")):
-        both = sorted(people[one] & people[other])
-        if both:
+        if both := sorted(people[one] & people[other]):
             print(f"warning: {len(both)} patients stand in both {one} and {other}, {both[0]} among them", file=sys.stderr)
 
 
@@ -237,9 +268,8 @@ def describe(data, slices):
 def to_device(images, device):
     """uint8 [n,d,d] -> torch uint8 [n,1,d,d], on the training device where it fills at most half of what is free there."""
     images = torch.from_numpy(images).unsqueeze(1)
-    if torch.device(device).type == "cuda" and images.numel() > torch.cuda.mem_get_info(device)[0] / 2:
-        return images
-    return images.to(device)
+    full = torch.device(device).type == "cuda" and images.numel() > torch.cuda.mem_get_info(device)[0] / 2
+    return images if full else images.to(device)
 
 
 def to_unit(images):
@@ -272,21 +302,17 @@ def smooth_field(rng, cells, side):
 
 def head(z, side, fields):
     """Tissue labels [side,side] of one axial slice at height z in [0,1]: 0 air, 1 scalp, 2 skull, 3 CSF, 4 grey, 5 white."""
-    bend_y, bend_x, folds_a, folds_b, shape = fields
+    bend_y, bend_x, folds_a, folds_b, (tilt, long, wide, ventricle) = fields
     v, u = np.meshgrid(*[(np.arange(side) + .5) / side * 2 - 1] * 2, indexing="ij")
-    tilt, long, wide, ventricle = shape
     v, u = v + .018 * bend_y, u + .018 * bend_x
     v, u = v * np.cos(tilt) - u * np.sin(tilt), v * np.sin(tilt) + u * np.cos(tilt)
     shrink = 1 - .22 * z ** 2
     radius = np.hypot(v / (long * shrink), u / (wide * shrink) * (1 + .10 * v))
     folds = np.abs(np.cos(2 * z) * folds_a + np.sin(2 * z) * folds_b)  # small along winding lines: the sulci
     depth = np.clip((radius - .38) / .42, 0, 1)                        # 0 deep inside, 1 at the cortex
-
     label = np.zeros((side, side), np.int64)
-    label[radius < 1.00] = 1
-    label[radius < .93] = 2
-    label[radius < .865] = 3
-    label[radius < .82] = 5
+    for tissue, edge in ((1, 1.00), (2, .93), (3, .865), (5, .82)):
+        label[radius < edge] = tissue
     label[(radius < .82) & ((folds < .80 * depth) | (radius > .76))] = 4
     label[(radius < .82) & (folds < .15 * depth)] = 3
     label[(np.abs(u) < .012) & (radius < .82) & (np.abs(v) > .30)] = 3  # the cleft between the hemispheres
@@ -300,7 +326,6 @@ def head(z, side, fields):
 
 def phantom_subject(subject, size, slices, seed):
     """One subject's slices: T1, T2 in grey levels with noise, and the Laplace scale of T2's noise; each [slices,size,size].
-
     Drawn at twice the size and averaged down, so that pixels at a border hold both tissues. T1 has Gaussian noise of
     1 % of the range, T2 Laplace noise whose scale depends on the tissue; each has its own smooth bias field."""
     rng = np.random.default_rng([seed, subject])
@@ -320,7 +345,6 @@ def phantom_subject(subject, size, slices, seed):
 
 def phantoms(size, subjects=40, slices=6, seed=0):
     """Built-in data: heads of random shape with skull, CSF, folded grey and white matter and ventricles.
-
     subjects people in input, as many others in target, a fifth as many others in evaluation, slices of each -> Slices
     at size x size, with noise, the true Laplace scale of the evaluation targets' noise in grey levels. The same size
     and seed always give the same arrays."""
