@@ -91,13 +91,13 @@ class UNet(nn.Module):
         self.scale_up, self.scale_out = Up(w[0]), conv3(w[0], c_out)
         he_init(self)
 
-    def encode(self, x):
-        """x [b,c_in,d,d] -> the six stages of the encoder, finest first: [b,w,d,d], [b,2w,d/2,d/2], ..., [b,32w,d/32,d/32]."""
+    def encode(self, x, stages=6):
+        """x [b,c_in,d,d] -> the encoder's first stages, finest first: [b,w,d,d], [b,2w,d/2,d/2], ..., [b,32w,d/32,d/32]."""
         check_size(x.shape[-1])
-        stages = [self.down[0](x)]
-        for block in self.down[1:]:
-            stages.append(block(F.max_pool2d(stages[-1], 2)))
-        return stages
+        found = [self.down[0](x)]
+        for block in self.down[1:stages]:
+            found.append(block(F.max_pool2d(found[-1], 2)))
+        return found
 
     def trunk(self, x):
         """x -> what both heads share: the decoder at half size [b,2w,d/2,d/2] and the finest skip [b,w,d,d]."""

@@ -8,21 +8,26 @@ RUN/ gets config.json, log.jsonl and checkpoint.pt (a line and a save per 1 % of
 curves.png and samples/STEP.png.
 """
 import argparse
+import errno
 import json
 import math
 import os
 import pickle
+import signal
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from torch import distributed, nn
 
-from data import draw, fail, load, make_folder, picture_grid, progress, to_device, to_unit
+from baselines import METHODS, OWN_LAM, SCALED, critic_risk, critic_updates, generator_risk, make_generator, more_networks
+from data import draw, fail, load, make_folder, picture_grid, progress, replace_file, to_device, to_unit
 from losses import critic_loss, critic_slope, generator_loss
-from nets import Critic, UNet, check_size
-from patch_op import patch, sample_phi
+from nets import Critic, check_size
+from patch_op import Phi, patch, sample_phi
 
 SMOKE = dict(data="phantom", size=64, width=8, critic_width=16, batch=4, critic_steps=2, lr_g=1e-3, lr_c=5e-4,
              updates=150, out="runs/smoke")
@@ -30,75 +35,176 @@ SMOKE = dict(data="phantom", size=64, width=8, critic_width=16, batch=4, critic_
 
 # ---------------------------------------------------------------- Sec. 3.4
 
-def train(config, slices, run, checkpoint=None):
+def train(config, slices, run, checkpoint=None, signals=()):
     """Trains G and f in turn on two piles of slices (Sec. 3.4) and writes the folder run; a checkpoint continues a run.
 
-    config: every flag by its name; slices: data.Slices -> G and f, trained. Where the paper is silent: He initialisation,
-    batches drawn with replacement. The released code trains the critic 30 times per update at first and takes the
-    generator's batch for its next critic update."""
-    b, d, p, lam, device = (config[flag] for flag in ("batch", "size", "p", "lam", "device"))
-    G, f, opt_G, opt_f, streams, step, seconds = build(config, checkpoint)
+    config: every flag by its name; slices: data.Slices; signals: a list that fills when the run is to stop -> G and f,
+    trained. theta holds G, omega holds f; the compared methods of baselines.py add networks to both. Where the paper is
+    silent: He initialisation, batches drawn with replacement. The released code trains the critic 30 times per update at
+    first and takes the generator's batch for its next critic update."""
+    method, b, d, p, lam, device = (config[flag] for flag in ("method", "batch", "size", "p", "lam", "device"))
+    theta, omega, opt_G, opt_f, streams, memory, step, seconds = build(config, checkpoint)
+    G, f, ours = theta["G"], omega["f"], method in ("pi", "uapi")
     X, Y = to_device(slices.input, device), to_device(slices.target, device)
+    amp = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config["bf16"])
     every, moments = max(1, config["updates"] // 100), {math.ceil(config["updates"] * k / 10) for k in range(1, 11)}
     started = time.perf_counter() - seconds
 
     while step < config["updates"]:
         # Critic: n_c updates of omega; theta stands still.
-        for _ in range(config["critic_steps"]):
+        for _ in range(critic_updates(method, config["critic_steps"], step)):
             x, y = draw(X, b, streams["x"], device), draw(Y, b, streams["y"], device)  # (1) two independent batches
             phi = sample_phi(b, d, streams["phi"])                                     # (2) one patch setting per image
             eps = torch.rand(b, 1, 1, 1, generator=streams["eps"]).to(device)          # (3) where the penalty looks
-            with torch.no_grad():
-                fake = G.image(x)                                                      # (4) G(x), detached
-            risk_f = critic_loss(f, y, fake, phi, eps, p)                              # (5) Eq. 5
+            x, y, phi, eps = my_part(x, y, phi, eps)                                   # torchrun: each process its part
+            with amp:
+                if ours:
+                    with torch.no_grad():
+                        fake = G.image(x)                                              # (4) G(x), detached
+                    risk_f = critic_loss(f, y, fake, phi, eps, p)                      # (5) Eq. 5
+                else:
+                    risk_f = critic_risk(method, theta, omega, x, y, phi, eps, p, memory, streams["other"])
             opt_f.zero_grad()
             risk_f.backward()
+            average_gradients(omega)
             opt_f.step()                                                               # (6) moves omega
 
         # Generator: one update of theta; omega stands still.
         x = draw(X, b, streams["x"], device)                                           # (7) a fresh batch
         phi = sample_phi(b, d, streams["phi"])                                         # (8) and fresh patches
-        f.requires_grad_(False)
-        risk_G, terms = generator_loss(f, G, x, phi, lam, config["method"] == "uapi")  # (9) Eq. 6, with Eq. 9 for UAPI
+        x, phi = my_part(x, phi)
+        omega.requires_grad_(False)
+        with amp:
+            if ours:
+                risk_G, terms = generator_loss(f, G, x, phi, lam, method == "uapi")    # (9) Eq. 6, with Eq. 9 for UAPI
+            else:
+                y, = my_part(draw(Y, b, streams["y"], device))
+                risk_G, terms = generator_risk(method, theta, omega, x, y, phi, lam, memory, streams["other"])
         opt_G.zero_grad()
         risk_G.backward()
+        average_gradients(theta)
         opt_G.step()                                                                   # (10) moves theta
-        f.requires_grad_(True)
+        omega.requires_grad_(True)
         step += 1
         # ---- Nothing below this line changes a weight. ----
 
         stop_unless_finite(run, step, critic=risk_f, generator=risk_G, **terms)
-        progress(step, config["updates"], "update")
-        if step % every == 0 or step == config["updates"]:
-            slope = critic_slope(f, y, fake, eps).mean()
-            log(run, config, step, time.perf_counter() - started, wasserstein=-risk_f, slope=slope, **terms)
-            save(run, {"config": config, "step": step, "seconds": time.perf_counter() - started,
-                       "G": G.state_dict(), "f": f.state_dict(), "opt_G": opt_G.state_dict(), "opt_f": opt_f.state_dict(),
-                       "streams": {name: stream.get_state() for name, stream in streams.items()}})
-        if step in moments:
-            draw_samples(run, config, step, G, slices)
-            draw_curves(run)
+        stop, due = noted_by_any(signals), step % every == 0 or step == config["updates"]
+        if is_first():
+            progress(step, config["updates"], "update")
+            seconds = time.perf_counter() - started
+            if due:
+                slope = critic_slope(f, y, G.image(x).detach(), eps).mean()
+                log(run, config, step, seconds, wasserstein=-risk_f, slope=slope, **terms)
+            if step in moments:
+                draw_samples(run, config, step, G, slices)
+                draw_curves(run)
+            if due or stop:
+                save(run, {"config": config, "step": step, "seconds": seconds, "memory": memory,
+                           "networks": {name: network.state_dict() for name, network in [*theta.items(), *omega.items()]},
+                           "opt_G": opt_G.state_dict(), "opt_f": opt_f.state_dict(),
+                           "streams": {name: stream.get_state() for name, stream in streams.items()}})
+            if stop:
+                print(f"stopped after update {step}; go on with: python train.py --resume {run}", file=sys.stderr)
+        if stop:
+            raise SystemExit(128 + stop)
     return G, f
 
 
 def build(config, checkpoint=None):
-    """Networks, optimisers (Sec. 3.4: Adam, beta 0 and 0.9) and one random stream each for x, y, phi and eps: new from
-    the seed, or as the checkpoint left them. -> G, f, opt_G, opt_f, streams, step, seconds spent so far."""
+    """Networks, optimisers (Sec. 3.4: Adam, beta 0 and 0.9) and one random stream each for x, y, phi and eps (other: for
+    the compared methods): new from the seed, or as the checkpoint left them. -> theta and omega (networks by name),
+    opt_G, opt_f, streams, memory (of "released"), step, seconds spent so far."""
+    method, width, critic_width, device = (config[flag] for flag in ("method", "width", "critic_width", "device"))
     torch.manual_seed(config["seed"])  # the initial weights are all that is ever drawn from the global stream
-    G, f = UNet(width=config["width"]).to(config["device"]), Critic(width=config["critic_width"]).to(config["device"])
-    opt_G = torch.optim.Adam(G.parameters(), lr=config["lr_g"], betas=(0.0, 0.9))
-    opt_f = torch.optim.Adam(f.parameters(), lr=config["lr_c"], betas=(0.0, 0.9))
-    streams = {name: torch.Generator().manual_seed(1000 * config["seed"] + k) for k, name in enumerate(("x", "y", "phi", "eps"))}
+    theta = nn.ModuleDict({"G": make_generator(method, width)})
+    omega = nn.ModuleDict({"f": Critic(width=critic_width)})
+    for networks, more in zip((theta, omega), more_networks(method, width, critic_width)):
+        networks.update(more)
+    opt_G = torch.optim.Adam(theta.to(device).parameters(), lr=config["lr_g"], betas=(0.0, 0.9))
+    opt_f = torch.optim.Adam(omega.to(device).parameters(), lr=config["lr_c"], betas=(0.0, 0.9))
+    streams = {name: torch.Generator().manual_seed(1000 * config["seed"] + k)
+               for k, name in enumerate(("x", "y", "phi", "eps", "other"))}
     if checkpoint is None:
-        return G, f, opt_G, opt_f, streams, 0, 0.0
-    for name, part in (("G", G), ("f", f), ("opt_G", opt_G), ("opt_f", opt_f)):
-        part.load_state_dict(checkpoint[name])
+        return theta, omega, opt_G, opt_f, streams, {}, 0, 0.0
+    restore({**theta, **omega}, checkpoint["networks"])
+    restore({"opt_G": opt_G, "opt_f": opt_f}, checkpoint)
     for name, stream in streams.items():
         stream.set_state(checkpoint["streams"][name])
-    return G, f, opt_G, opt_f, streams, checkpoint["step"], checkpoint["seconds"]
+    memory = {name: value.to(device) for name, value in checkpoint["memory"].items()}
+    return theta, omega, opt_G, opt_f, streams, memory, checkpoint["step"], checkpoint["seconds"]
+
+
+# ---------------------------------------------------------------- several processes (torchrun)
+
+def my_part(*drawn):
+    """This process's part of each batch (or Phi) that all processes have drawn alike; everything without torchrun. N
+    processes with b/N images each thus see what one process with b images sees."""
+    if not distributed.is_initialized():
+        return drawn
+    rank, count = distributed.get_rank(), distributed.get_world_size()
+    return [Phi(*my_part(*batch)) if isinstance(batch, Phi) else batch.chunk(count)[rank] for batch in drawn]
+
+
+def average_gradients(networks):
+    """Every gradient becomes its mean over the processes, sent as one flat buffer; nothing without torchrun. By hand,
+    since DistributedDataParallel hooks into backward passes, and the penalty's double backward would set its hooks off twice."""
+    if distributed.is_initialized():
+        gradients = [w.grad for w in networks.parameters() if w.grad is not None]
+        flat = torch.cat([g.flatten() for g in gradients])
+        distributed.all_reduce(flat)
+        for g, mean in zip(gradients, flat.div_(distributed.get_world_size()).split([g.numel() for g in gradients])):
+            g.copy_(mean.view_as(g))
+
+
+def noted_by_any(signals):
+    """The signal that has asked any process to stop, 0 for none, so that all stop after the same update."""
+    noted = torch.tensor(max(signals, default=0))
+    if distributed.is_initialized():
+        noted = noted.to("cuda" if distributed.get_backend() == "nccl" else "cpu")
+        distributed.all_reduce(noted, distributed.ReduceOp.MAX)
+    return int(noted)
+
+
+def is_first():
+    """True for the one process that prints, logs and saves."""
+    return not distributed.is_initialized() or distributed.get_rank() == 0
+
+
+def join_processes(config):
+    """Under torchrun: joins the other processes; all but the first fall silent."""
+    if "WORLD_SIZE" not in os.environ:
+        return
+    cuda = torch.device(config["device"]).type == "cuda"
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    distributed.init_process_group("nccl" if cuda else "gloo")
+    if config["batch"] % distributed.get_world_size() or config["method"] == "released":
+        fail("torchrun wants --batch to be a multiple of its processes, and one process for --method released")
+    if not is_first():
+        sys.stdout = open(os.devnull, "w")
+
+
+@contextmanager
+def noting_signals():
+    """Inside, SIGINT and SIGTERM are noted in the list it gives, so that the update in hand can be finished and saved; the
+    same signal once more ends the program at once."""
+    noted, before = [], {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number, _):
+        noted.append(number)
+        signal.signal(number, signal.SIG_DFL)
+    for number in before:
+        signal.signal(number, note)
+    yield noted
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 # ---------------------------------------------------------------- what a run leaves behind
+
+CONTENTS = {"config", "step", "seconds", "memory", "networks", "opt_G", "opt_f", "streams"}  # of a checkpoint
+
 
 def stop_unless_finite(run, step, **risks):
     """Ends the run where a risk is NaN or infinite, before such weights are saved. Looking costs one wait for the device
@@ -110,11 +216,12 @@ def stop_unless_finite(run, step, **risks):
 
 
 def log(run, config, step, seconds, **values):
-    """Prints one line and appends the same to log.jsonl. scale is None for PI, whose scale head is never trained."""
+    """Prints one line and appends the same to log.jsonl; under torchrun of the first process's part of the batch. scale is
+    None for methods whose scale head is never trained."""
     seen = step * (config["critic_steps"] + 1) * config["batch"]
     row = {"step": step, "seconds": round(seconds, 2), "images_per_second": round(seen / seconds, 1)}
     row |= {name: value.item() for name, value in values.items()}
-    if config["method"] == "pi":
+    if config["method"] not in SCALED:
         row |= {"scale_mean": None, "scale_min": None}
     with open(run / "log.jsonl", "a") as file:
         file.write(json.dumps(row) + "\n")
@@ -127,20 +234,41 @@ def log(run, config, step, seconds, **values):
 
 
 def save(run, checkpoint):
-    """Writes checkpoint.pt beside its place, then renames it: a crash leaves the old one whole. Tensors and plain types only."""
-    torch.save(checkpoint, run / "checkpoint.pt.tmp")
-    os.replace(run / "checkpoint.pt.tmp", run / "checkpoint.pt")
+    """Writes checkpoint.pt whole or not at all and keeps the one before it. Tensors and plain types only."""
+    def write(place):
+        torch.save(checkpoint, place)
+        if (run / "checkpoint.pt").exists():
+            os.replace(run / "checkpoint.pt", run / "checkpoint_before.pt")
+    replace_file(run / "checkpoint.pt", write)
 
 
 def load_checkpoint(run, device="cpu"):
-    """RUN/checkpoint.pt -> dict as train() saved it; weights_only, so that a file from a stranger cannot run code."""
-    path = Path(run) / "checkpoint.pt"
-    if not path.exists():
-        fail(f"{path}: no such checkpoint; give the folder of a run that train.py has written.")
-    try:
-        return torch.load(path, map_location=device, weights_only=True)
-    except (OSError, RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        fail(f"{path}: is no checkpoint of train.py, or damaged ({type(error).__name__}).")
+    """RUN/checkpoint.pt -> dict as train() saved it, or checkpoint_before.pt where that one is damaged or missing;
+    weights_only, so that a file from a stranger cannot run code."""
+    faults = []
+    for path in (Path(run) / "checkpoint.pt", Path(run) / "checkpoint_before.pt"):
+        try:
+            checkpoint = torch.load(path, map_location=device, weights_only=True)
+            if CONTENTS <= checkpoint.keys():
+                if faults:
+                    print(f"{faults[0]}; taking {path}, the one before it", file=sys.stderr)
+                return checkpoint
+            faults.append(f"{path}: is no checkpoint of this train.py")
+        except (FileNotFoundError, NotADirectoryError):
+            faults += [f"{path}: no such checkpoint; give the folder of a run that train.py has written"]
+        except (OSError, RuntimeError, KeyError, ValueError, EOFError, AttributeError, pickle.UnpicklingError) as error:
+            faults.append(f"{path}: is no checkpoint of train.py, or damaged ({type(error).__name__})")
+    fail(faults[0])
+
+
+def restore(parts, states):
+    """Puts saved states into networks or optimisers of the same names; one sentence where they do not fit."""
+    for name, part in parts.items():
+        try:
+            part.load_state_dict(states[name])
+        except (RuntimeError, KeyError, ValueError, TypeError) as error:
+            fail(f"the checkpoint's {name} does not fit its own configuration (--method, --width, --critic-width): {type(error).__name__}; "
+                 "it was changed by hand or belongs to another version.")
 
 
 @torch.no_grad()
@@ -148,9 +276,9 @@ def draw_samples(run, config, step, G, slices):
     """samples/STEP.png: four fixed slices, each as input, translation, scale (UAPI) and, where there are pairs, truth."""
     inputs, truth = slices.evaluation_input if len(slices.evaluation_input) else slices.input, slices.evaluation_target
     chosen = [len(inputs) * k // 4 for k in range(4)]
-    image, scale = G(to_unit(torch.from_numpy(inputs[chosen]).unsqueeze(1)).to(config["device"]))
+    image, scale, *_ = G(to_unit(torch.from_numpy(inputs[chosen]).unsqueeze(1)).to(config["device"]))
     columns = {"input": inputs[chosen], "translation": 127.5 * (image.cpu() + 1)}
-    if config["method"] == "uapi":
+    if config["method"] in SCALED:
         columns["scale [grey levels]"] = [(s, float(s.max())) for s in 127.5 * scale.cpu()]
     if len(truth):
         columns["truth"] = truth[chosen]
@@ -205,8 +333,9 @@ def make_parser():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flag = parser.add_argument
     flag("--data", help="folder of slices, .h5 file, or the word phantom (Sec. 4.1)")
-    flag("--method", choices=("uapi", "pi"), default="uapi", help="uapi, the default: patch loss of Eq. 9; pi: patch loss of Eq. 6 (Sec. 4.2)")
-    flag("--lam", type=number(0, False), default=10.0, help="weight of the patch loss, default 10 (Eq. 6; Sec. 3.4 chooses it by grid search)")
+    flag("--method", choices=("uapi", "pi") + METHODS, default="uapi",
+         help="uapi, the default: patch loss of Eq. 9; pi: of Eq. 6; the others: Sec. 4.2, baselines.py")
+    flag("--lam", type=number(0, False), help="weight of the patch or consistency loss (Eq. 6; by grid search in Sec. 3.4), default 10; cut: 1; released: 0.5")
     flag("--p", type=number(0, False), default=10.0, help="weight of the gradient penalty (Sec. 3.4: 10)")
     flag("--size", type=image_size, default=256, help="side d of the images (Sec. 4.1: 256)")
     flag("--batch", type=whole(1), default=8, help="images in a batch (Sec. 3.4: 8)")
@@ -217,6 +346,7 @@ def make_parser():
     flag("--width", type=whole(1), default=16, help="width of the generator's first level (Sec. 3.4: 8.7 million parameters)")
     flag("--critic-width", type=whole(1), default=32, help="width of the critic's first level (Sec. 3.4: 2.8 million)")
     flag("--seed", type=whole(0), default=0, help="seed of weights, batches, phi and eps (Sec. 3.4 is silent)")
+    flag("--bf16", action="store_true", help="convolutions in bfloat16, penalty and losses in float32 (Sec. 3.4 is silent)")
     flag("--device", help="cuda, cpu or mps; default: cuda where there is one, else cpu (Sec. 3.4 is silent)")
     flag("--out", help="folder of the run; default: runs/DATA_METHOD_lamLAM_seedSEED")
     flag("--resume", metavar="RUN", help="go on with this run; only --updates and --device may be given beside it")
@@ -237,10 +367,11 @@ def pick_device(name):
 
 @torch.no_grad()
 def dry_run(config, slices):
-    G, f, _, _, streams, _, _ = build(config)
+    theta, omega, _, _, streams, *_ = build(config)
+    G, f = theta["G"], omega["f"]
     x = draw(to_device(slices.input, config["device"]), config["batch"], streams["x"], config["device"])
     phi = sample_phi(config["batch"], config["size"], streams["phi"])
-    image, scale = G(x)
+    image, scale, *_ = G(x)
     shapes = {"x": x, "phi.size": phi.size, "P(x)": patch(x, phi), "G^I(x)": image, "G^sigma(x)": scale, "f(G^I(x))": f(image)}
     for name, value in shapes.items():
         print(f"  {name:<12}{str(list(value.shape)):<20}{value.min():>10.3f} .. {value.max():.3f}")
@@ -265,33 +396,52 @@ def main():
     if not config["data"]:
         fail("nothing to train on: give --data a folder of slices, an .h5 file or the word phantom, or try --smoke.")
     config["device"] = pick_device(config["device"])
+    if config["lam"] is None:
+        config["lam"] = OWN_LAM.get(config["method"], 10.0)
     config["out"] = config["out"] or f"runs/{Path(config['data']).stem}_{config['method']}_lam{config['lam']:g}_seed{config['seed']}"
     run = Path(args.resume or config["out"])
-    if not checkpoint and not args.dry_run and (run / "checkpoint.pt").exists():
+    if not checkpoint and not args.dry_run and any(run.glob("checkpoint*.pt")):
         fail(f"{run}: already holds a run; go on with --resume {run}, or choose another --out.")
 
+    join_processes(config)
     for flag, value in config.items():
         print(f"  {flag:<14}{value}")
     slices = load(config["data"], config["size"])
     if args.dry_run:
         return dry_run(config, slices)
     make_folder(run)
-    (run / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    drop_log_after(run, checkpoint["step"] if checkpoint else 0)
-    train(config, slices, run, checkpoint)
+    if is_first():
+        replace_file(run / "config.json", lambda place: place.write_text(json.dumps(config, indent=2) + "\n"))
+        drop_log_after(run, checkpoint["step"] if checkpoint else 0)
+    try:
+        with noting_signals() as signals:
+            train(config, slices, run, checkpoint, signals)
+    except (OSError, MemoryError, RuntimeError) as error:
+        explain(error, run)
     print(f"finished: {run}")
     if len(slices.evaluation_input):
         print(f"judge it with: python evaluate.py {run} --data {config['data']} --out {run}/evaluation")
 
 
+def explain(error, run):
+    """A full disk and a lack of memory are the user's to mend and get a sentence; everything else is a bug of ours."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+        fail(f"{run}: cannot be written ({error.strerror}); the last checkpoint is whole: make room, then --resume {run}.")
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
+        fail("out of memory: choose a smaller --batch, --size or --width; a checkpoint that was written is whole.")
+    raise error
+
+
 def drop_log_after(run, step):
-    """Drops the lines that a killed run logged after its last checkpoint: they will be written again."""
-    if not (run / "log.jsonl").exists():
-        return
-    lines = [line for line in (run / "log.jsonl").read_text().splitlines() if json.loads(line)["step"] <= step]
-    (run / "log.jsonl.tmp").write_text("".join(line + "\n" for line in lines))
-    os.replace(run / "log.jsonl.tmp", run / "log.jsonl")
+    """Drops the lines that a killed run logged after its last checkpoint, or cut short: they will be written again."""
+    if (run / "log.jsonl").exists():
+        lines = (run / "log.jsonl").read_text().splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        replace_file(run / "log.jsonl", lambda place: place.write_text("".join(kept)))
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:  # before the first update: there is nothing to save
+        raise SystemExit(130)

@@ -13,7 +13,7 @@ import data
 import train
 
 TINY = dict(data="phantom", method="uapi", lam=10.0, p=10.0, size=64, batch=2, updates=2, critic_steps=3, lr_g=5e-5, lr_c=2e-5,
-            width=1, critic_width=1, seed=0, device="cpu", out=None)
+            width=1, critic_width=1, seed=0, bf16=False, device="cpu", out=None)
 
 
 @functools.cache
@@ -24,7 +24,7 @@ def tiny_slices():
 class ToyG(torch.nn.Module):
     """Two convolutions with the generator's manners: the loop is audited, not the networks, and this takes milliseconds."""
 
-    def __init__(self, width):
+    def __init__(self, method, width):
         super().__init__()
         self.shared, self.scale_head = torch.nn.Conv2d(1, 2, 3, padding=1), torch.nn.Conv2d(2, 1, 3, padding=1)
 
@@ -77,8 +77,8 @@ def watched_run(**changes):
 
     def build(*args):
         built = original["build"](*args)
-        parts.update(zip(("G", "f", "opt_G", "opt_f", "streams"), built))
-        for name, layer in (("G", built[0].shared), ("scale", built[0].scale_head), ("f", built[1].shared)):
+        parts.update(zip(("G", "f", "opt_G", "opt_f", "streams"), (built[0]["G"], built[1]["f"], *built[2:])))
+        for name, layer in (("G", parts["G"].shared), ("scale", parts["G"].scale_head), ("f", parts["f"].shared)):
             layer.register_forward_hook(lambda _, inputs, __, name=name: events.append({"what": "forward", "network": name, "images": len(inputs[0])}))
         watch_step("G", built[2])
         watch_step("f", built[3])
@@ -101,7 +101,7 @@ def watched_run(**changes):
         events.append({"what": "generator_loss", "x": x, "phi": phi, "lam": lam, "uncertainty": uncertainty, "exact": exact})
         return risk, terms
 
-    stand_ins = dict(UNet=ToyG, Critic=ToyF, build=build, draw=draw, critic_loss=critic_loss, generator_loss=generator_loss,
+    stand_ins = dict(make_generator=ToyG, Critic=ToyF, build=build, draw=draw, critic_loss=critic_loss, generator_loss=generator_loss,
                      log=lambda *_, **__: None, save=lambda *_: None, draw_samples=lambda *_: None, draw_curves=lambda *_: None,
                      critic_slope=lambda *_: torch.zeros(()))
     original = {name: getattr(train, name) for name in stand_ins}
@@ -151,14 +151,15 @@ def test_passes_per_update_are_those_the_readme_states():
     events, _, config = watched_run()
     b, n_c = config["batch"], config["critic_steps"]
     passes = {name: [e["images"] for e in of(events, "forward") if e["network"] == name] for name in "Gf"}
-    assert passes["G"] == ([b] * n_c + [b, b]) * 2         # G(x) for each critic update; G(x) and G(P(x)) for the generator's
+    # G(x) for each critic update; G(x) and G(P(x)) for the generator's; G(x) once more for the slope in the log line
+    assert passes["G"] == ([b] * n_c + [b, b] + [b]) * 2
     assert passes["f"] == ([4 * b, b] * n_c + [b, b]) * 2  # four batches and y~; G(x) and P(G(x))
 
 
 def test_the_scale_head_rests_during_critic_updates():
     events, _, config = watched_run()
     heads = [e["network"] for e in of(events, "forward") if e["network"] != "f"]
-    assert heads == (["G"] * config["critic_steps"] + ["G", "scale", "G", "scale"]) * config["updates"]
+    assert heads == (["G"] * config["critic_steps"] + ["G", "scale", "G", "scale"] + ["G"]) * config["updates"]
     events, parts, _ = watched_run(method="pi", critic_steps=1, updates=1)
     assert all(w.grad is None for w in parts["G"].scale_head.parameters())  # PI has no use for it
 
@@ -211,8 +212,8 @@ def test_critic_judges_fakes_of_its_own_x_and_the_generator_gets_a_fresh_batch()
     xs = [e["batch"] for e in of(events, "draw")][:7:2]  # x y x y x y x
     assert torch.equal(of(events, "generator_loss")[0]["x"], xs[-1])
     assert not torch.equal(xs[-1], xs[-2])
-    with replaced.multiple(train, UNet=ToyG, Critic=ToyF):
-        G, *_ = train.build(config)
+    with replaced.multiple(train, make_generator=ToyG, Critic=ToyF):
+        G = train.build(config)[0]["G"]
     for x, y, event in zip(xs, [e["batch"] for e in of(events, "draw")][1:7:2], of(events, "critic_loss")[:3]):
         assert torch.equal(event["y"], y) and torch.allclose(event["fake"], G.image(x), atol=1e-6)
 
@@ -228,19 +229,20 @@ def test_optimisers_and_defaults_are_the_papers():
     defaults = {a.dest: a.default for a in train.make_parser()._actions}
     paper = dict(p=10, size=256, batch=8, updates=15000, critic_steps=15, lr_g=5e-5, lr_c=2e-5, width=16, critic_width=32, method="uapi")
     assert {name: defaults[name] for name in paper} == paper
-    G, f, opt_G, opt_f, streams, step, _ = train.build(TINY)
+    theta, omega, opt_G, opt_f, streams, _, step, _ = train.build(TINY)
+    G, f = theta["G"], omega["f"]
     for optimiser, network, lr in ((opt_G, G, 5e-5), (opt_f, f, 2e-5)):
         group, = optimiser.param_groups
         assert isinstance(optimiser, torch.optim.Adam) and group["betas"] == (0, 0.9) and group["lr"] == lr
         assert group["weight_decay"] == 0 and not group["amsgrad"]
         assert [id(w) for w in group["params"]] == [id(w) for w in network.parameters()]
-    assert len({stream.initial_seed() for stream in streams.values()}) == 4 and step == 0
+    assert len({stream.initial_seed() for stream in streams.values()}) == 5 and step == 0
 
 
 GOLDEN = (  # measured with torch 2.13.0 on a CPU, one and two threads alike
-    {"wasserstein": 0.150089, "slope": 0.327726, "adversarial": 0.00336740, "adversarial_patch": -0.0151616,
+    {"wasserstein": 0.150089, "slope": 0.344198, "adversarial": 0.00336740, "adversarial_patch": -0.0151616,
      "patch": 0.983793, "residual": 0.329858, "scale_mean": 0.860645, "scale_min": 0.00963650},
-    {"wasserstein": 0.236023, "slope": 0.334135, "adversarial": 0.0107016, "adversarial_patch": -0.00802349,
+    {"wasserstein": 0.236023, "slope": 0.357783, "adversarial": 0.0107016, "adversarial_patch": -0.00802349,
      "patch": 0.969266, "residual": 0.287367, "scale_mean": 0.853705, "scale_min": 0.00852117},
 )
 
@@ -315,7 +317,7 @@ def test_six_updates_equal_three_and_resume_and_three(monkeypatch, tmp_path):
     assert everything(parts)["step"] == 3
     cli(monkeypatch, "--resume", parts)
     one, other = everything(whole), everything(parts)
-    for part in ("G", "f", "opt_G", "opt_f", "streams", "step"):
+    for part in ("networks", "opt_G", "opt_f", "streams", "step"):
         assert equal(one[part], other[part]), part
     assert untimed_log(whole) == untimed_log(parts) and [row["step"] for row in untimed_log(parts)] == [1, 2, 3, 4, 5, 6]
 
@@ -324,13 +326,13 @@ def test_a_finished_run_can_be_given_more_updates(monkeypatch, tmp_path):
     cli(monkeypatch, *SMALL, "--updates", 1, "--out", tmp_path / "short")
     cli(monkeypatch, "--resume", tmp_path / "short", "--updates", 2)
     cli(monkeypatch, *SMALL, "--updates", 2, "--out", tmp_path / "long")
-    assert equal(everything(tmp_path / "short")["G"], everything(tmp_path / "long")["G"])
+    assert equal(everything(tmp_path / "short")["networks"], everything(tmp_path / "long")["networks"])
 
 
 def test_a_run_leaves_what_the_readme_promises(monkeypatch, tmp_path, capsys):
     run = tmp_path / "run"
     cli(monkeypatch, *SMALL, "--updates", 2, "--out", run, draw=True)
-    assert sorted(p.name for p in run.iterdir()) == ["checkpoint.pt", "config.json", "curves.png", "log.jsonl", "samples"]
+    assert sorted(p.name for p in run.iterdir()) == ["checkpoint.pt", "checkpoint_before.pt", "config.json", "curves.png", "log.jsonl", "samples"]
     assert [p.name for p in sorted((run / "samples").iterdir())] == ["000001.png", "000002.png"]
     assert json.loads((run / "config.json").read_text())["critic_steps"] == 2
     printed = capsys.readouterr().out
@@ -429,7 +431,8 @@ def test_damaged_checkpoints_and_odd_resumes_end_in_one_sentence(monkeypatch, tm
 # ---------------------------------------------------------------- what planted mistakes got past the tests above
 
 def test_either_network_has_its_own_width():
-    G, f, *_ = train.build(TINY | {"width": 2, "critic_width": 3})
+    theta, omega, *_ = train.build(TINY | {"width": 2, "critic_width": 3})
+    G, f = theta["G"], omega["f"]
     assert G.down[0][0][0].out_channels == 2 and f.layers[0].out_channels == 3
 
 
@@ -437,21 +440,27 @@ def test_the_seed_moves_both_networks_and_every_stream():
     one, again, other = (train.build(TINY | {"seed": seed}) for seed in (0, 0, 1))
     for k in range(2):
         assert same(weights(one[k]), weights(again[k])) and not same(weights(one[k]), weights(other[k]))
-    assert len({stream.initial_seed() for built in (one, other) for stream in built[4].values()}) == 8
+    assert len({stream.initial_seed() for built in (one, other) for stream in built[4].values()}) == 10
 
 
 def test_adams_epsilon_is_torchs_and_lam_is_10():
     _, _, opt_G, opt_f, *_ = train.build(TINY)
     assert all(optimiser.param_groups[0]["eps"] == 1e-8 for optimiser in (opt_G, opt_f))
-    assert train.make_parser().get_default("lam") == 10
 
+
+def test_lam_is_10_but_for_methods_whose_authors_chose_another(monkeypatch, tmp_path):
+    found = []
+    monkeypatch.setattr(train, "train", lambda config, *_: found.append((config["method"], config["lam"])))
+    for words in ([], ["--method", "cyclegan"], ["--method", "cut"], ["--method", "released"], ["--method", "cut", "--lam", 3]):
+        cli(monkeypatch, *SMALL, *words, "--out", tmp_path / "run")
+    assert found == [("uapi", 10.0), ("cyclegan", 10.0), ("cut", 1.0), ("released", 0.5), ("cut", 3.0)]
 
 
 @pytest.mark.parametrize("updates, logged, drawn", [(7, range(1, 8), [1, 2, 3, 4, 5, 6, 7]),
                                                     (350, [*range(3, 350, 3), 350], range(35, 351, 35))])
 def test_a_line_per_cent_ten_samples_and_the_last_update_always(updates, logged, drawn):
     found = {"log": [], "save": [], "samples": []}
-    with replaced.multiple(train, UNet=ToyG, Critic=ToyF, draw_curves=lambda *_: None, save=lambda run, c: found["save"].append(c["step"]),
+    with replaced.multiple(train, make_generator=ToyG, Critic=ToyF, draw_curves=lambda *_: None, save=lambda run, c: found["save"].append(c["step"]),
                            log=lambda run, config, step, *_, **__: found["log"].append(step),
                            draw_samples=lambda run, config, step, *_: found["samples"].append(step)):
         train.train(TINY | {"updates": updates, "critic_steps": 1}, tiny_slices(), Path("nowhere"))
@@ -514,14 +523,14 @@ def test_a_crash_while_saving_leaves_the_old_checkpoint_whole(tmp_path):
         Path(path).write_bytes(b"half a file")
         raise KeyboardInterrupt
 
-    train.save(tmp_path, {"step": 1})
+    train.save(tmp_path, dict.fromkeys(train.CONTENTS, 1))
     with replaced.object(torch, "save", dies), pytest.raises(KeyboardInterrupt):
         train.save(tmp_path, {"step": 2})
     assert train.load_checkpoint(tmp_path)["step"] == 1
 
 
 def test_samples_show_evaluation_slices_in_grey_levels(tmp_path):
-    shown, slices, G = {}, tiny_slices(), train.build(TINY)[0]
+    shown, slices, G = {}, tiny_slices(), train.build(TINY)[0]["G"]
     with replaced.object(train, "picture_grid", lambda path, rows, titles: shown.update({path.name: (rows, titles)})):
         train.draw_samples(tmp_path, TINY, 7, G, slices)
         train.draw_samples(tmp_path, TINY | {"method": "pi"}, 8, G, slices)

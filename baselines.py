@@ -1,0 +1,327 @@
+"""The compared methods (Sec. 4.2), each in the paper's letters: what its critics compare, what its generator minimises.
+
+    python train.py --data ixi_slices/ --method cyclegan        or ugac, gcgan, uagc, cut, released
+
+    method      critics compare (critic: real against fake)         the generator is asked for
+    cyclegan    f: y against G(x),  g: x against H(y)               H(G(x)) = x and G(H(y)) = y
+    ugac        the same                                            the same, as a generalized Gaussian likelihood
+    gcgan       f: y against G(x),  f_T: T(y) against G(T(x))       G(T(x)) = T(G(x)), T the mirror image
+    uagc        the same                                            the same, as a Laplace likelihood: Eq. 9 with T for P
+    cut         f: y against G(x)                                   places of x and G(x) that find each other
+    released    Eq. 5 and Eq. 9 as the authors' public code has them; README, "Paper, released code, ours"
+
+H: Y -> X is an inverse generator, g a critic on X, f_T one on mirrored images, F the heads of CUT. Every critic pays
+Eq. 2, every generator Eq. 3. |.| is the mean over pixels and batch. pi, uapi and gcgan, uagc are one equation,
+|G(T(x)) - T(G(x))|, with two transforms: uagc, which the paper does not have, tells the effect of the patches from that of
+the likelihood. Networks, penalty, optimisers and the number of updates are the same for all, whatever the methods' own
+recipes: CUT's is a ResNet of 11 million parameters, a least squares GAN and 400 epochs.
+"""
+import torch
+from torch import nn
+from torch.nn import functional
+
+from losses import critic_slope, patch_l1, patch_laplace, wasserstein_critic_loss, wasserstein_generator_loss
+from nets import Critic, UNet, Up, conv3, he_init
+from patch_op import patch
+
+METHODS = ("cyclegan", "ugac", "gcgan", "uagc", "cut", "released")
+SCALED = ("uapi", "ugac", "uagc", "released")  # the methods that train an uncertainty map
+OWN_LAM = {"cut": 1.0, "released": 0.5}        # where another weight than 10 is the authors' own
+
+
+# ---------------------------------------------------------------- cycleGAN (Zhu et al., 2017)
+
+def cyclegan_critic_loss(f, g, x, y, fake_x, fake_y, eps, p=10.0):
+    """Two critics' risks, one for each direction.
+
+    l_cri = C(f; y, G(x)) + C(g; x, H(y)),   C(f; y, y^) = Eq. 2
+
+    x, y, fake_x = H(y), fake_y = G(x) [b,1,d,d] in [-1,1], fakes detached; eps [b,1,1,1], the same for both -> scalar.
+    """
+    return wasserstein_critic_loss(f, y, fake_y, eps, p) + wasserstein_critic_loss(g, x, fake_x, eps, p)
+
+
+def cyclegan_generator_loss(f, g, G, H, x, y, lam):
+    """There and back again: each generator must undo the other.
+
+    l_gen = -f(G(x)) - g(H(y)) + lam ( |H(G(x)) - x| + |G(H(y)) - y| )
+
+    x, y [b,1,d,d] in [-1,1]; G, H with image(.) -> scalar, minimised over both generators, and its terms. Identity and
+    cycle weights of the original: 5 and 10, with a least squares GAN; here no identity term, as in Sec. 2.2.
+    """
+    fake_y, fake_x = G.image(x), H.image(y)
+    adversarial = wasserstein_generator_loss(f, fake_y) + wasserstein_generator_loss(g, fake_x)
+    cycle = (H.image(fake_y) - x).abs().mean() + (G.image(fake_x) - y).abs().mean()
+    return adversarial + lam * cycle, {"adversarial": adversarial, "consistency": cycle, "residual": cycle / 2}
+
+
+# ---------------------------------------------------------------- UGAC (Upadhyay et al., 2021)
+
+class ThreeHeadedUNet(UNet):
+    """UGAC's generator: image, and alpha and beta of a generalized Gaussian for every pixel.
+
+    alpha = softplus(.) + 1e-3,  beta = min(softplus(.) + 0.1, 4)
+
+    x [b,1,d,d] in [-1,1] -> image in [-1,1], alpha > 0 in the units of image, beta in (0.1,4]; each [b,1,d,d].
+    """
+
+    def __init__(self, width=16):
+        super().__init__(width=width, floor=1e-3)
+        self.beta_up, self.beta_out = Up(width), conv3(width, 1)
+        he_init(self.beta_up)
+        he_init(self.beta_out)
+
+    def forward(self, x):
+        shared = self.trunk(x)
+        image = torch.tanh(self.image_out(self.image_up(*shared)))
+        alpha = functional.softplus(self.scale_out(self.scale_up(*shared))) + self.floor
+        beta = (functional.softplus(self.beta_out(self.beta_up(*shared))) + 0.1).clamp(max=4)
+        return image, alpha, beta
+
+
+def generalized_gaussian(r, alpha, beta):
+    """Negative log likelihood of residuals under a generalized Gaussian; beta = 1 is Laplace, beta = 2 Gauss.
+
+    -log p = (|r| / alpha)^beta - log(beta / alpha) + log Gamma(1 / beta)     (+ log 2, a constant that is left out)
+
+    r, alpha > 0, beta > 0: one shape -> scalar, the mean. |r| is at least 1e-6: the power's slope is infinite at 0 for
+    beta < 1. UGAC's public code multiplies by beta instead of the power; then beta has no reason to leave 0.684.
+    """
+    return ((r.abs().clamp(min=1e-6) / alpha) ** beta - (beta / alpha).log() + torch.lgamma(1 / beta)).mean()
+
+
+def ugac_generator_loss(f, g, G, H, x, y, lam, w1=1.0, w2=0.015):
+    """cycleGAN with a likelihood of what the way there and back has lost.
+
+    l_gen = -f(G(x)) - g(H(y)) + lam sum ( w1 |r| + w2 NLL(r; alpha, beta) ),   r = H(G(x)) - x  and  r = G(H(y)) - y
+
+    x, y [b,1,d,d]; G(x), H(y) -> image, alpha, beta -> scalar and its terms. alpha, beta belong to the generator that
+    comes back: G's are learned on H(y), fakes, and used on real x. w1, w2 as in the authors' code.
+    """
+    fake_y, fake_x = G.image(x), H.image(y)
+    back_x, alpha_x, beta_x = H(fake_y)
+    back_y, alpha, beta = G(fake_x)
+    adversarial = wasserstein_generator_loss(f, fake_y) + wasserstein_generator_loss(g, fake_x)
+    cycle = (back_x - x).abs().mean() + (back_y - y).abs().mean()
+    likelihood = generalized_gaussian(back_x - x, alpha_x, beta_x) + generalized_gaussian(back_y - y, alpha, beta)
+    terms = {"adversarial": adversarial, "consistency": w1 * cycle + w2 * likelihood, "residual": cycle / 2,
+             "scale_mean": alpha.mean(), "scale_min": alpha.min(), "beta_mean": beta.mean()}
+    return adversarial + lam * (w1 * cycle + w2 * likelihood), terms
+
+
+# ---------------------------------------------------------------- gcGAN (Fu et al., 2019), and with a scale: uagc
+
+def T(x):
+    """The mirror image: columns in reverse, [b,c,d,d] -> same shape. T is its own inverse."""
+    return x.flip(-1)
+
+
+def gcgan_critic_loss(f, f_T, y, fake, fake_T, eps, p=10.0):
+    """One critic for images as they are, one for mirrored images.
+
+    l_cri = C(f; y, G(x)) + C(f_T; T(y), G(T(x))),   C(f; y, y^) = Eq. 2
+
+    y, fake = G(x), fake_T = G(T(x)) [b,1,d,d] in [-1,1], fakes detached; eps [b,1,1,1], the same for both -> scalar.
+    """
+    return wasserstein_critic_loss(f, y, fake, eps, p) + wasserstein_critic_loss(f_T, T(y), fake_T, eps, p)
+
+
+def gcgan_generator_loss(f, f_T, G, x, lam, uncertainty=False):
+    """Mirroring before or after the translation must give the same.
+
+    l_gen = -f(G(x)) - f_T(G(T(x))) + lam |G(x) - T^-1(G(T(x)))|                 (uncertainty=False, gcgan)
+    l_gen = -f(G(x)) - f_T(G(T(x))) + lam l_patch(a, b, G^sigma(T(x)))           (True, uagc: Eq. 9 with T for P)
+
+    with a = T(G(x)), b = G(T(x)). x [b,1,d,d] in [-1,1]; G(x) -> image, scale -> scalar and its terms.
+    The original has a second, equal term, mirrored; T is its own inverse, so the two are one number.
+    """
+    image = G.image(x)
+    b, scale = G(T(x)) if uncertainty else (G.image(T(x)), None)
+    a = T(image)
+    adversarial = wasserstein_generator_loss(f, image) + wasserstein_generator_loss(f_T, b)
+    consistency = patch_laplace(a, b, scale) if uncertainty else patch_l1(a, b)
+    terms = {"adversarial": adversarial, "consistency": consistency, "residual": (b - a).abs().mean()}
+    if uncertainty:
+        terms |= {"scale_mean": scale.mean(), "scale_min": scale.min()}
+    return adversarial + lam * consistency, terms
+
+
+# ---------------------------------------------------------------- CUT (Park et al., 2020)
+
+def make_heads(width):
+    """F: for the raw image and four stages of G's encoder, two layers from its channels to 256 numbers."""
+    channels = (1, width, 2 * width, 4 * width, 8 * width)
+    return nn.ModuleList(nn.Sequential(nn.Linear(c, 256), nn.ReLU(), nn.Linear(256, 256)) for c in channels)
+
+
+def draw_places(d, generator, most=256):
+    """Places without replacement for each of the five layers: list of int64 [min(256, number of places)]."""
+    return [torch.randperm((d // k) ** 2, generator=generator)[:most] for k in (1, 1, 2, 4, 8)]
+
+
+def features(G, F, image, places):
+    """image [b,1,d,d] -> for each layer the chosen places as unit vectors, list of [b,S,256]."""
+    layers = [image, *G.encode(image, stages=4)]
+    chosen = [layer.flatten(2)[:, :, place.to(image.device)].transpose(1, 2) for layer, place in zip(layers, places)]
+    return [functional.normalize(head(vectors), dim=2) for head, vectors in zip(F, chosen)]
+
+
+def nce(q, k, tau=0.07):
+    """Contrastive loss: a place of the output must find its own place of the input among those of the same image.
+
+    NCE = -1/(bS) sum_{n,s} log( exp(q_ns . k_ns / tau) / sum_t exp(q_ns . k_nt / tau) )
+
+    q, k unit vectors [b,S,m] -> scalar >= 0; log S where all are alike. Negatives come from the same image only.
+    """
+    similarity = q @ k.transpose(1, 2) / tau
+    own = torch.arange(q.shape[1], device=q.device).repeat(len(q))
+    return functional.cross_entropy(similarity.flatten(0, 1), own)
+
+
+def cut_generator_loss(f, G, F, x, y, places, lam):
+    """Every place of the output must be recognised from its place in the input; targets must stay as they are.
+
+    l_gen = -f(G(x)) + lam/2 ( NCE(x, G(x)) + NCE(y, G(y)) ),   queries from the output, keys from the input, detached
+
+    x, y [b,1,d,d]; F from make_heads; places from draw_places, the same for query and key -> scalar, minimised over G and
+    F, and its terms. NCE is the mean over the five layers. residual is |G(y) - y|, which nothing here minimises directly.
+    """
+    def NCE(image, translated):
+        with torch.no_grad():
+            keys = features(G, F, image, places)
+        return sum(map(nce, features(G, F, translated, places), keys)) / len(keys)
+
+    fake, same = G.image(x), G.image(y)
+    adversarial, contrast = wasserstein_generator_loss(f, fake), (NCE(x, fake) + NCE(y, same)) / 2
+    return adversarial + lam * contrast, {"adversarial": adversarial, "consistency": contrast, "residual": (same - y).abs().mean()}
+
+
+# ---------------------------------------------------------------- UAPI as released
+
+CELLS = 25  # of the released critic's map at 128x128
+
+
+def released_critic_loss(f, y, fake, eps, p=10.0):
+    """The released critic's risk; it moves twice an iteration, on whole images, then on patches.
+
+    l_cri = f(fake) - f(y) + p ( (|| 25 grad f(y~) ||_2 - 1)_+ )^2 + 5e-4 (f(y)^2 + f(fake)^2),   mean over the batch
+
+    y, fake: y and G(x), or P(y) and G(P(x)), [b,1,d,d]; eps [b,1,1,1] -> scalar. 25: that penalty differentiates the
+    sum of a 5x5 map whose mean is f.
+    """
+    f_fake, f_y = f(torch.cat([fake, y])).chunk(2)
+    penalty = (CELLS * critic_slope(f, y, fake, eps) - 1).clamp(min=0).square().mean()
+    return (f_fake - f_y).mean() + p * penalty + 5e-4 * (f_y.square() + f_fake.square()).mean()
+
+
+def released_laplace(a, b, scale):
+    """The released Eq. 9: ratios above 2 are damped, and log(1 + 2s) moves the best scale away from |r|.
+
+    t = |b - a| / s;   mean of  ( t  if t <= 2 else 2 + log(t - 1) ) + log(1 + 2s)
+
+    a, b, scale > 0 [b,1,d,d] -> scalar >= 0.
+    """
+    t = (b - a).abs() / scale
+    # clamp: torch.where passes the NaN gradient of the branch that it does not take
+    return (torch.where(t <= 2, t, 2 + (t.clamp(min=2) - 1).log()) + (1 + 2 * scale).log()).mean()
+
+
+def released_generator_loss(f, G, x, phi, lam):
+    """Eq. 6 as released: halves, G(P(x)) for P(G(x)) before the critic, P(G(x)) clipped, both scales.
+
+    l_gen = -f(G(x))/2 - f(G(P(x)))/2 + lam ( l(a, b, G^sigma(P(x))) + l(a, b, P(G^sigma(x))) ) / 2,   l = released_laplace
+
+    with a = P(G(x)) clipped to [-1,1], b = G(P(x)). x [b,1,d,d] in [-1,1]; phi: Phi of [b] -> scalar and its terms.
+    """
+    image, whole_scale = G(x)
+    b, scale = G(patch(x, phi))
+    a, zoomed_scale = patch(image, phi).clamp(-1, 1), patch(whole_scale, phi).clamp(min=whole_scale.min().detach())  # bicubic undershoots
+    adversarial = (wasserstein_generator_loss(f, image) + wasserstein_generator_loss(f, b)) / 2
+    l_patch = (released_laplace(a, b, scale) + released_laplace(a, b, zoomed_scale)) / 2
+    terms = {"adversarial": adversarial, "consistency": l_patch, "residual": (b - a).abs().mean(),
+             "scale_mean": scale.mean(), "scale_min": scale.min()}
+    return adversarial + lam * l_patch, terms
+
+
+def swap_with_history(fakes, memory, generator, most=50):
+    """A pool of 50 earlier fakes: each fake is handed over, or, once the pool is full, with probability 1/2 an old one
+    in whose place it stays. fakes [b,1,d,d]; memory: dict that keeps the pool under "pool" -> [b,1,d,d]."""
+    pool = memory.get("pool", fakes[:0])
+    room = most - len(pool)
+    pool, out = torch.cat([pool, fakes[:room]]), fakes.clone()
+    for n in range(min(room, len(fakes)), len(fakes)):
+        swap, place = torch.rand(1, generator=generator) < 0.5, torch.randint(most, (1,), generator=generator).item()
+        if swap:
+            out[n], pool[place] = pool[place].clone(), fakes[n]
+    memory["pool"] = pool
+    return out
+
+
+# ---------------------------------------------------------------- on the loop of train.py
+
+def make_generator(method, width):
+    return ThreeHeadedUNet(width) if method == "ugac" else UNet(width=width)
+
+
+def more_networks(method, width, critic_width):
+    """What a method trains beside G and f: ({name: generator}, {name: critic})."""
+    if method in ("cyclegan", "ugac"):
+        return {"H": make_generator(method, width)}, {"g": Critic(width=critic_width)}
+    if method in ("gcgan", "uagc"):
+        return {}, {"f_T": Critic(width=critic_width)}
+    return ({"F": make_heads(width)} if method == "cut" else {}), {}
+
+
+def critic_updates(method, n_c, step):
+    """n_c; for released twice that, since its critic moves twice an iteration, and again twice during its first 1 %
+    (the first 150 of 15,000 generator updates)."""
+    return n_c * (4 if step < 150 else 2) if method == "released" else n_c
+
+
+@torch.no_grad()
+def released_turn(G, x, y, phi, memory, stream):
+    """The released critic's real and fake batch: whole images in even turns, their patches in odd ones. phi stays the
+    same from one generator update to the next; the first turn takes the last generator update's x again."""
+    turn = memory["turn"] = memory.get("turn", -1) + 1
+    if turn == 0:
+        memory["phi"] = phi
+    if turn % 2 == 0:
+        memory["x"], memory["y"] = memory.pop("last_x", x), y
+        return y, swap_with_history(G.image(memory["x"]), memory, stream)
+    return patch(memory["y"], memory["phi"]), G.image(patch(memory["x"], memory["phi"]))
+
+
+def critic_risk(method, theta, omega, x, y, phi, eps, p, memory, stream):
+    """One critic update's risk of any method above. theta, omega: the networks by name; x, y [b,1,d,d]; memory: what
+    released keeps from update to update -> scalar."""
+    G, f = theta["G"], omega["f"]
+    if method == "released":
+        y, fake = released_turn(G, x, y, phi, memory, stream)
+        return released_critic_loss(f, y, fake, eps, p)
+    with torch.no_grad():
+        fake = G.image(x)
+        other = theta["H"].image(y) if "H" in theta else G.image(T(x)) if "f_T" in omega else None
+    if method in ("cyclegan", "ugac"):
+        return cyclegan_critic_loss(f, omega["g"], x, y, other, fake, eps, p)
+    if method in ("gcgan", "uagc"):
+        return gcgan_critic_loss(f, omega["f_T"], y, fake, other, eps, p)
+    return wasserstein_critic_loss(f, y, fake, eps, p)
+
+
+def generator_risk(method, theta, omega, x, y, phi, lam, memory, stream):
+    """One generator update's risk of any method above -> scalar and its terms, detached."""
+    G, f = theta["G"], omega["f"]
+    if method == "cyclegan":
+        risk, terms = cyclegan_generator_loss(f, omega["g"], G, theta["H"], x, y, lam)
+    elif method == "ugac":
+        risk, terms = ugac_generator_loss(f, omega["g"], G, theta["H"], x, y, lam)
+    elif method in ("gcgan", "uagc"):
+        risk, terms = gcgan_generator_loss(f, omega["f_T"], G, x, lam, uncertainty=method == "uagc")
+    elif method == "cut":
+        risk, terms = cut_generator_loss(f, G, theta["F"], x, y, draw_places(x.shape[-1], stream), lam)
+    else:
+        risk, terms = released_generator_loss(f, G, x, phi, lam)
+        pool = memory.pop("pool")
+        memory.clear()
+        memory.update(pool=pool, last_x=x)
+    return risk, {name: term.detach() for name, term in terms.items()}
