@@ -1,15 +1,22 @@
 """How good is a translation, and does it know where it is wrong? (Sec. 4.2-4.5)
 
-    python evaluate.py RUN [RUN ...] --data DIR --out DIR     Table 1, metrics.json and the paper's figures
+    python evaluate.py RUN [RUN ...] --data DIR --out DIR     Table 1, metrics.json and the figures
     python evaluate.py RUN --image FILE --out DIR             translates one picture
 
-metrics.json: {"runs": {RUN: {"method", "scenarios": {"GN0": {"ssim", "psnr", ...}, ...}, "pcc_image", "pcc_pixel"}},
-"copy_input": {"GN0": {...}, ...}}, SSIM times 100 as in Table 1, PSNR in dB. copy_input is the row of a "method" that
-returns its input: a run that does not beat it has learned nothing.
+metrics.json: {"runs": {RUN: {"method", "scenarios": {"GN0": {"ssim", "psnr", ...}, ...}, "pcc_image", "pcc_pixel",
+"uncertainty"}}, "copy_input": {"GN0": {...}, ...}}, SSIM times 100 as in Table 1, PSNR in dB; null: undefined or infinite.
+copy_input is the row of a "method" that returns its input: a run that does not beat it has learned nothing. "uncertainty",
+for runs with a map, on GN0 and at most 512 images: "correlation" with the absolute residual |r| (Sec. 4.5), and beyond the
+paper "sparsification", "reliability", "rescaled" and on phantoms "noise", each explained at the function of its name.
+
+A map is alpha and beta of the density ~ exp(-(|r| / alpha)^beta), UGAC's; beta = 1 is Eq. 9's Laplace density, alpha its
+scale. So that they can be compared, maps are shown and correlated as the absolute residual that they expect, in grey levels.
 """
 import argparse
 import csv
+import functools
 import json
+import math
 import os
 from pathlib import Path
 
@@ -19,12 +26,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch.nn import functional as F
 
+from baselines import SCALED, make_generator
 from data import fail, fit, load, make_folder, patient, picture_grid, progress, read_grey, to_unit
-from nets import UNet
-from train import load_checkpoint, pick_device
+from train import load_checkpoint, pick_device, restore
 
 SCENARIOS = ("GN0", "GN5", "GN10", "GN20", "IP2", "IP5", "IP10")
 BATCH = 32
+FOREGROUND = 25.5  # a truth above 10 % of the range: air and bone are dark, trivially right and sure, and inflate correlations
+LEVELS = torch.arange(1, 20, dtype=torch.float64) / 20
 
 
 # ---------------------------------------------------------------- Sec. 4.2: metrics and perturbations
@@ -89,33 +98,23 @@ def perturb_all(images, scenario):
     return torch.cat([perturb(x[i:i + 1], scenario, torch.Generator().manual_seed(s)) for i, s in enumerate(seeds)])
 
 
-def pearson(u, v):
-    """Pearson correlation of two lists of numbers (Sec. 4.5), in [-1,1]; None where one of them is constant."""
-    u, v = (torch.as_tensor(w, dtype=torch.float64).flatten() for w in (u, v))
-    u, v = u - u.mean(), v - v.mean()
-    return float((u * v).sum() / (u.norm() * v.norm())) if u.any() and v.any() else None
-
-
-def two_digits(correlation):
-    return "undefined" if correlation is None else f"{correlation:.2f}"
-
-
 # ---------------------------------------------------------------- a run
 
 def load_run(run, device):
     """RUN/ -> its generator and its configuration."""
     checkpoint = load_checkpoint(run, device)
-    G = UNet(width=checkpoint["config"]["width"]).to(device)
-    G.load_state_dict(checkpoint["G"])
-    return G.eval(), checkpoint["config"]
+    config = checkpoint["config"]
+    G = make_generator(config["method"], config["width"]).to(device)
+    restore({"G": G}, checkpoint["networks"])
+    return G.eval(), config
 
 
 @torch.no_grad()
 def translate(G, x, device):
-    """x [n,1,d,d] in grey levels -> image in [0,255] and scale, both in grey levels, on the CPU."""
-    out = [[(part * 127.5).cpu() for part in G(to_unit(batch.to(device)))] for batch in x.split(BATCH)]
-    image, scale = (torch.cat(parts) for parts in zip(*out))
-    return image + 127.5, scale
+    """x [n,1,d,d] in grey levels -> image in [0,255] and alpha, in grey levels, and beta, 1 where G has two heads, on the CPU."""
+    out = [[part.cpu() for part in G(to_unit(batch.to(device)))] for batch in x.split(BATCH)]
+    image, alpha, *beta = (torch.cat(parts) for parts in zip(*out))
+    return 127.5 * image + 127.5, 127.5 * alpha, beta[0] if beta else torch.ones(()).expand_as(alpha)
 
 
 def score(image, truth, patients):
@@ -123,18 +122,150 @@ def score(image, truth, patients):
     row = {}
     for name, values in (("ssim", 100 * ssim(image, truth)), ("psnr", psnr(image, truth))):
         values = values.double().numpy()
-        people = np.array([values[patients == who].mean() for who in np.unique(patients)])
+        people = torch.tensor([values[patients == who].mean() for who in np.unique(patients)])
         row |= {name: float(values.mean()), f"{name}_patients_mean": float(people.mean()),
-                f"{name}_patients_sd": float(people.std(ddof=1)) if len(people) > 1 else 0.0}
+                f"{name}_patients_sd": float(people.std()) if len(people) > 1 else 0.0}
     return row
 
 
-def correlate(image, scale, truth):
-    """Sec. 4.5: how mean scale follows mean absolute residual over at most 512 random images, and pixel by pixel."""
-    chosen = torch.randperm(len(image), generator=torch.Generator().manual_seed(0))[:512]
-    residual, scale = (image - truth).abs()[chosen], scale[chosen]
-    per_image = [part.mean(dim=(1, 2, 3)).tolist() for part in (residual, scale)]
-    return {"pcc_image": pearson(*per_image), "pcc_pixel": pearson(residual, scale)}, per_image
+# ---------------------------------------------------------------- Sec. 4.5 and beyond: does it know where it is wrong?
+
+def random_images(n):
+    """At most 512 of n images at random, always the same: as many as Sec. 4.5 takes, and as fit into memory at 256x256."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(0))[:512].numpy()
+
+
+def expected_residual(alpha, beta):
+    """The absolute residual that a map expects.
+
+    E|r| = alpha exp( lgamma(2/beta) - lgamma(1/beta) ),   alpha itself at beta = 1
+
+    alpha > 0 in grey levels and beta > 0, one shape -> the same shape, in grey levels.
+    """
+    return alpha * torch.exp(torch.lgamma(2 / beta) - torch.lgamma(1 / beta))
+
+
+def pearson(u, v):
+    """Pearson correlation of two lists of numbers (Sec. 4.5), in [-1,1]; None where one of them is constant or empty."""
+    u, v = (torch.as_tensor(w, dtype=torch.float64).flatten() for w in (u, v))
+    if not len(u) or u.min() == u.max() or v.min() == v.max():
+        return None
+    u, v = u - u.mean(), v - v.mean()
+    return float((u * v).sum() / (u.norm() * v.norm()))
+
+
+def ranks(v):
+    """v, any shape -> each number's place in the sorted list, from 1, float64; equal numbers share the mean of their places."""
+    _, group, count = torch.unique(torch.as_tensor(v), return_inverse=True, return_counts=True)
+    return (count.cumsum(0) - (count.double() - 1) / 2)[group]
+
+
+def spearman(u, v):
+    """Spearman correlation: Pearson's of the ranks, which no stretching of the map can change."""
+    return pearson(ranks(u), ranks(v))
+
+
+def correlate(residual, expected, inside):
+    """Sec. 4.5: does the map follow the absolute residual, from image to image (means over their pixels) and pixel by pixel?
+
+    residual, expected [n,1,h,w] in grey levels; inside [n,1,h,w], True where a pixel counts -> four numbers in [-1,1] or None.
+    """
+    area = inside.sum(dim=(1, 2, 3))
+    images = [(v * inside).sum(dim=(1, 2, 3), dtype=torch.float64)[area > 0] / area[area > 0] for v in (residual, expected)]
+    pixels = residual[inside], expected[inside]
+    return {"pearson_image": pearson(*images), "spearman_image": spearman(*images),
+            "pearson_pixel": pearson(*pixels), "spearman_pixel": spearman(*pixels)}
+
+
+def remaining(residual, uncertainty):
+    """Mean residual of the pixels left when the most uncertain k/20 (rounded down) are gone: one shape -> [20], k = 0 ... 19.
+    Equally uncertain pixels stand in for each other by their mean."""
+    _, group, count = torch.unique(uncertainty, return_inverse=True, return_counts=True)
+    mean = torch.zeros(len(count), dtype=torch.float64).index_add(0, group.flatten(), residual.double().flatten()) / count
+    kept = torch.tensor([residual.numel() - residual.numel() * k // 20 for k in range(20)])
+    return mean.repeat_interleave(count).cumsum(0)[kept - 1] / kept
+
+
+def sparsification(residual, expected):
+    """How much better an oracle, which removes the largest residuals first, picks pixels to leave out than the map does.
+
+    AUSE = integral over the removed share, 0 ... 0.95, of ( m(by map) - m(by residual) ) / m(none), m = remaining(), trapezoids
+
+    residual, expected, one shape, in grey levels -> both curves in grey levels and AUSE, 0 at best; a map that knows nothing
+    has 0.6 on exponentially distributed residuals.
+    """
+    by_map, by_residual = remaining(residual, expected), remaining(residual, residual)
+    return {"removed": [k / 20 for k in range(20)], "map": by_map.tolist(), "oracle": by_residual.tolist(),
+            "ause": float(torch.trapezoid(by_map - by_residual, dx=1 / 20) / by_map[0])}
+
+
+def probability(residual, alpha, beta):
+    """Probability of the central interval that just reaches a residual; U[0,1] over pixels where the map tells the truth.
+
+    u = P(1/beta, (|r| / alpha)^beta), P the regularised lower incomplete gamma function;   1 - exp(-|r| / alpha) at beta = 1
+
+    residual >= 0, alpha > 0, both in grey levels, beta > 0, one shape -> float64 in [0,1], the same shape.
+    """
+    return torch.special.gammainc(1 / beta.double(), (residual.double() / alpha) ** beta)
+
+
+def reliability(residual, alpha, beta):
+    """How often intervals of nominal probability p = 1/20 ... 19/20 around the prediction hold the truth.
+
+    observed(p) = share of pixels with u <= p, u = probability();   ECE = mean over p of |observed(p) - p|
+
+    As in probability() -> both, and the mean of -log density, (|r|/alpha)^beta + log(2 alpha/beta) + lgamma(1/beta).
+    """
+    u = probability(residual, alpha, beta)
+    observed = torch.stack([(u <= p).sum() for p in LEVELS]).double() / u.numel()
+    log_loss = (residual.double() / alpha) ** beta + (2 * alpha / beta).log() + torch.lgamma(1 / beta)
+    return {"nominal": LEVELS.tolist(), "observed": observed.tolist(), "ece": float((observed - LEVELS).abs().mean()),
+            "log_loss": float(log_loss.mean())}
+
+
+def best_factor(residual, alpha, beta):
+    """The one number that makes a map likeliest when every alpha is multiplied by it.
+
+    c > 0 with mean_j beta_j ( |r_j| / (c alpha_j) )^beta_j = 1,   c = mean |r| / alpha at beta = 1
+
+    As in probability() -> c in [e^-20, e^20]. That mean falls in c, so c is found by halving an interval of log c.
+    """
+    log_terms = beta.double().log() + beta * (residual.double() / alpha).log()
+    low, high = -20.0, 20.0
+    for _ in range(52):
+        middle = (low + high) / 2
+        low, high = (middle, high) if (log_terms - beta * middle).exp().mean() > 1 else (low, middle)
+    return math.exp(middle)
+
+
+def rescaled(residual, alpha, beta, patients):
+    """reliability() before and after alpha is multiplied by best_factor(), which is fitted on the first, third, ... of the
+    sorted patients and judged on the others. patients [n] -> both and c; None where there is but one patient."""
+    fitting = np.isin(patients, np.unique(patients)[::2])
+    if fitting.all():
+        return None
+    c = best_factor(residual[fitting], alpha[fitting], beta[fitting])
+    residual, alpha, beta = residual[~fitting], alpha[~fitting], beta[~fitting]
+    return {"c": c, "before": reliability(residual, alpha, beta), "after": reliability(residual, c * alpha, beta)}
+
+
+def judge_map(image, alpha, beta, truth, patients, noise=None):
+    """What metrics.json says about one map, and the points of Figures 7 and 9: mean |r| and expected |r| of each image.
+
+    noise: the true Laplace scale of the phantoms' target, to be compared with the map. A map models patch inconsistency:
+    that it follows residual or noise is a finding, not a theorem. All [n,1,h,w], in grey levels but for beta; patients [n].
+    """
+    residual, expected = (image - truth).abs(), expected_residual(alpha, beta)
+    regions = {"whole": torch.ones_like(truth, dtype=torch.bool), "foreground": truth > FOREGROUND}
+    found = {name: correlate(residual, expected, inside) for name, inside in regions.items()}
+    row = {"correlation": found, "sparsification": sparsification(residual, expected), "noise": None,
+           "reliability": reliability(residual, alpha, beta), "rescaled": rescaled(residual, alpha, beta, patients)}
+    if noise is not None:
+        row["noise"] = {name: correlate(noise, expected, inside) | {"mean_ratio": float((expected / noise)[inside].mean())}
+                        for name, inside in regions.items()}
+    points = [v.mean(dim=(1, 2, 3)).tolist() for v in (residual, expected)]
+    whole = found["whole"]
+    return {"pcc_image": whole["pearson_image"], "pcc_pixel": whole["pearson_pixel"], "uncertainty": row}, points
 
 
 # ---------------------------------------------------------------- Table 1 and the figures
@@ -142,25 +273,29 @@ def correlate(image, scale, truth):
 def table(metrics):
     """metrics -> rows of Table 1, header first: method, then SSIM/PSNR of each scenario."""
     rows = [["run", *SCENARIOS]]
-    for name, scenarios in [*((n, r["scenarios"]) for n, r in metrics["runs"].items()), ("copy of the input", metrics["copy_input"])]:
+    scores = {name: run["scenarios"] for name, run in metrics["runs"].items()} | {"copy of the input": metrics["copy_input"]}
+    for name, scenarios in scores.items():
         rows.append([name, *(f"{scenarios[s]['ssim']:.2f}/{scenarios[s]['psnr']:.2f}" for s in SCENARIOS)])
     return rows
 
 
+def bold(rows):
+    """rows of table() -> the same, each column's best SSIM and best PSNR, as printed, in bold where several runs compete."""
+    columns = [[cell.split("/") for cell in column] for column in list(zip(*rows[1:-1]))[1:]]
+    best = [[max(map(float, numbers)) for numbers in zip(*column)] for column in columns]
+
+    def mark(cell, tops):
+        return "/".join(f"**{number}**" if float(number) == top else number for number, top in zip(cell.split("/"), tops))
+    return [[row[0], *map(mark, row[1:], best)] if 0 < k < len(rows) - 1 > 2 else row for k, row in enumerate(rows)]
+
+
 def write_table(rows, out):
     """table1.md and table1.csv; -> the markdown."""
-    markdown = "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]]) + "\n"
+    markdown = "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], ["---"] * len(rows[0]), *bold(rows)[1:]]) + "\n"
     (out / "table1.md").write_text(markdown)
     with open(out / "table1.csv", "w", newline="") as file:
         csv.writer(file).writerows(rows)
     return markdown
-
-
-def plot(path, draw, size=(6, 4)):
-    """One pair of axes, filled by draw(ax)."""
-    figure = Figure(figsize=size, layout="constrained")
-    draw(figure.subplots())
-    figure.savefig(path, dpi=90)
 
 
 def judge(runs, slices, out, device):
@@ -168,58 +303,109 @@ def judge(runs, slices, out, device):
     truth = torch.from_numpy(slices.evaluation_target).float().unsqueeze(1)
     patients = np.array([patient(name) for name in slices.names["evaluation_input"]])
     shown = np.linspace(0, len(truth) - 1, 6).round().astype(int)
+    chosen = random_images(len(truth))
+    noise = None if slices.noise is None else torch.from_numpy(slices.noise).unsqueeze(1)[chosen]
     samples, scatter, metrics = {}, {}, {"runs": {}, "copy_input": {}}
     for name, (_, config) in runs.items():
-        metrics["runs"][name] = {"method": config["method"], "scenarios": {}, "pcc_image": None, "pcc_pixel": None}
+        row = metrics["runs"][name] = {"method": config["method"], "scenarios": {}}
+        row |= {"pcc_image": None, "pcc_pixel": None, "uncertainty": None}
     for done, scenario in enumerate(SCENARIOS):
         x = perturb_all(slices.evaluation_input, scenario)
         metrics["copy_input"][scenario] = score(x, truth, patients)
         for k, (name, (G, config)) in enumerate(runs.items(), 1):
-            image, scale = translate(G, x, device)
+            image, *scale = translate(G, x, device)
             row = metrics["runs"][name]
             row["scenarios"][scenario] = score(image, truth, patients)
             progress(done * len(runs) + k, len(SCENARIOS) * len(runs), "judging")
             if scenario == "GN0":
                 samples[name] = image[shown]
-                if config["method"] == "uapi":
-                    correlation, scatter[name] = correlate(image, scale, truth)
-                    row |= correlation
-                    draw_residuals(out / f"fig6_8_{name}.png", x[shown], truth[shown], image[shown], scale[shown])
+                if config["method"] in SCALED:
+                    found, scatter[name] = judge_map(*(v[chosen] for v in (image, *scale, truth)), patients[chosen], noise)
+                    row |= found
+                    expected = expected_residual(*(v[shown] for v in scale))
+                    draw_residuals(out / f"fig6_8_{name}.png", x[shown], truth[shown], image[shown], expected)
     draw_psnr(out / "fig2_3_psnr.png", metrics)
-    draw_scatter(out / "fig7_9_scatter.png", metrics, scatter)
+    if scatter:
+        draw_scatter(out / "fig7_9_scatter.png", metrics, scatter)
+        draw_sparsification(out / "sparsification.png", metrics)
+        draw_reliability(out / "reliability.png", metrics)
     rows = [[slices.evaluation_input[i], *(image[k] for image in samples.values()), truth[i]] for k, i in enumerate(shown)]
     picture_grid(out / "fig4_samples.png", rows, ["input", *samples, "ground truth"])
     return metrics
 
 
+def plot(path, *draws, size=(5, 4)):
+    """One panel of that size [inches] for each draw(ax), side by side."""
+    figure = Figure(figsize=(size[0] * len(draws), size[1]), layout="constrained")
+    for draw, ax in zip(draws, figure.subplots(1, len(draws), squeeze=False)[0]):
+        draw(ax)
+    figure.savefig(path, dpi=90)
+
+
+def look(metrics, name):
+    """A run's colour and marker, the same in every figure."""
+    k = list(metrics["runs"]).index(name)
+    return {"color": f"C{k % 10}", "marker": "osD^v<>P*"[k % 9], "markersize": 5}
+
+
 def draw_psnr(path, metrics):
     """Figures 2 and 3: PSNR over the seven scenarios."""
     def draw(ax):
-        lines = {name: run["scenarios"] for name, run in metrics["runs"].items()} | {"copy of the input": metrics["copy_input"]}
-        for name, scenarios in lines.items():
-            ax.plot(SCENARIOS, [scenarios[s]["psnr"] for s in SCENARIOS], "o:" if name == "copy of the input" else "o-", label=name)
+        for name, run in metrics["runs"].items():
+            ax.plot(SCENARIOS, [run["scenarios"][s]["psnr"] for s in SCENARIOS], label=name, **look(metrics, name))
+        ax.plot(SCENARIOS, [metrics["copy_input"][s]["psnr"] for s in SCENARIOS], "x:", color="black", label="copy of the input")
         ax.set(ylabel="PSNR [dB]")
-        ax.legend()
-    plot(path, draw)
+        ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    plot(path, draw, size=(9, 5))
 
 
-def draw_residuals(path, x, truth, image, scale):
-    """Figures 6 and 8: where the residual is and where the scale says it is."""
+def draw_residuals(path, x, truth, image, expected):
+    """Figures 6 and 8: where the residual is and where the map says it is."""
     residual = (image - truth).abs()
-    tops = float(residual.quantile(0.999)), float(scale.quantile(0.999))
-    rows = [[x[i], truth[i], image[i], (residual[i], tops[0]), (scale[i], tops[1])] for i in range(len(x))]
-    picture_grid(path, rows, ["input", "ground truth", "prediction", "abs. residual [grey levels]", "scale [grey levels]"])
+    tops = float(residual.quantile(0.999)), float(expected.quantile(0.999))
+    rows = [[x[i], truth[i], image[i], (residual[i], tops[0]), (expected[i], tops[1])] for i in range(len(x))]
+    picture_grid(path, rows, ["input", "ground truth", "prediction", "abs. residual [grey levels]", "expected [grey levels]"])
 
 
 def draw_scatter(path, metrics, scatter):
-    """Figures 7 and 9: mean absolute residual against mean scale, one point an image."""
+    """Figures 7 and 9: mean expected against mean absolute residual, one point an image, one panel a run."""
+    def draw(name, ax):
+        found = metrics["runs"][name]["uncertainty"]["correlation"]["whole"]
+        ax.plot(*scatter[name], linestyle="none", alpha=.6, **look(metrics, name))
+        ax.set(xlabel="mean absolute residual [grey levels]", ylabel="mean of the map, E|r| [grey levels]")
+        title = f"{name}\nPearson {two_digits(found['pearson_image'])}, Spearman {two_digits(found['spearman_image'])}"
+        ax.set_title(title, fontsize=10)
+    plot(path, *(functools.partial(draw, name) for name in scatter), size=(4, 4))
+
+
+def maps_of(metrics):
+    return {name: run["uncertainty"] for name, run in metrics["runs"].items() if run["uncertainty"]}
+
+
+def draw_sparsification(path, metrics):
+    """What remains when the most uncertain pixels are removed, and when those of the largest residuals are."""
     def draw(ax):
-        for name, (residual, scale) in scatter.items():
-            ax.plot(residual, scale, ".", alpha=.6, label=f"{name}, Pearson {two_digits(metrics['runs'][name]['pcc_image'])}")
-        ax.set(xlabel="mean absolute residual [grey levels]", ylabel="mean scale [grey levels]")
-        ax.legend()
-    if scatter:
-        plot(path, draw, size=(5, 4))
+        for name, found in maps_of(metrics).items():
+            curve, style = found["sparsification"], look(metrics, name)
+            ax.plot(curve["removed"], curve["map"], label=f"{name}, AUSE {curve['ause']:.3f}", **style)
+            ax.plot(curve["removed"], curve["oracle"], ":", color=style["color"])
+        ax.set(xlabel="share of pixels removed", ylabel="mean |r| of the rest [grey levels]", title="dotted: the oracle")
+        ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    plot(path, draw, size=(8, 4.5))
+
+
+def draw_reliability(path, metrics):
+    """How often intervals hold the truth against how often they should, on the patients that rescaled() judges."""
+    def draw(when, title, ax):
+        for name, found in maps_of(metrics).items():
+            half = (found["rescaled"] or {"before": found["reliability"]}).get(when)
+            if half:
+                ax.plot(half["nominal"], half["observed"], label=f"{name}, ECE {half['ece']:.3f}", **look(metrics, name))
+        ax.axline((0, 0), slope=1, color="gray", linestyle=":", label="ideal")
+        ax.set(xlabel="nominal coverage", ylabel="observed coverage", xlim=(0, 1), ylim=(0, 1), title=title)
+        ax.legend(fontsize=8)
+    titles = {"before": "as predicted", "after": "times c, fitted on other patients"}
+    plot(path, *(functools.partial(draw, when, title) for when, title in titles.items()))
 
 
 def draw_translations(path, runs, slices, device):
@@ -247,14 +433,28 @@ def translate_picture(path, runs, out, device):
     make_folder(out)
     for name, (G, config) in runs.items():
         x = torch.from_numpy(fit(picture, config["size"])).float()[None, None]
-        image, scale = map(own_size, translate(G, x, device))
+        image, *scale = translate(G, x, device)
+        image, expected = own_size(image), own_size(expected_residual(*scale))
         stem = out / f"{Path(path).stem}_{name}"
         Image.fromarray(np.rint(image).astype(np.uint8)).save(f"{stem}_translation.png")
         print(f"wrote {stem}_translation.png")
-        if config["method"] == "uapi":
-            np.save(f"{stem}_scale.npy", scale)
-            Image.fromarray(np.rint(scale * 255 / scale.max()).astype(np.uint8)).save(f"{stem}_scale.png")
-            print(f"wrote {stem}_scale.npy (grey levels) and {stem}_scale.png (white is {scale.max():.1f} grey levels)")
+        if config["method"] in SCALED:
+            np.save(f"{stem}_scale.npy", expected)
+            Image.fromarray(np.rint(expected * 255 / expected.max()).astype(np.uint8)).save(f"{stem}_scale.png")
+            print(f"wrote {stem}_scale.npy (grey levels) and {stem}_scale.png (white is {expected.max():.1f} grey levels)")
+
+
+def two_digits(correlation):
+    return "undefined" if correlation is None else f"{correlation:.2f}"
+
+
+def summary(found):
+    """One line about one map."""
+    whole, halves = found["correlation"]["whole"], found["rescaled"] or {"before": found["reliability"]}
+    image, pixel = (f"{two_digits(whole['pearson_' + of])}/{two_digits(whole['spearman_' + of])}" for of in ("image", "pixel"))
+    after = f" -> {halves['after']['ece']:.3f} with c = {halves['c']:.3g}" if "c" in halves else ", no c from one patient alone"
+    return (f"Pearson/Spearman of map and residual {image} per image, {pixel} per pixel; "
+            f"AUSE {found['sparsification']['ause']:.3f}; ECE {halves['before']['ece']:.3f}{after}")
 
 
 def main():
@@ -283,13 +483,13 @@ def main():
         draw_translations(out / "fig5_translations.png", runs, slices, device)
         return print(f"no pairs, so no scores: wrote {out}/fig5_translations.png")
     metrics = judge(runs, slices, out, device)
-    (out / "metrics.json.tmp").write_text(json.dumps(metrics, indent=2) + "\n")
+    # JSON has no word for NaN, nor for the infinite PSNR of equal images: null.
+    valid = json.loads(json.dumps(metrics), parse_constant=lambda word: None)
+    (out / "metrics.json.tmp").write_text(json.dumps(valid, indent=2) + "\n")
     os.replace(out / "metrics.json.tmp", out / "metrics.json")
     print(write_table(table(metrics), out))
-    for name, run in metrics["runs"].items():
-        if run["method"] == "uapi":
-            per_image, per_pixel = two_digits(run["pcc_image"]), two_digits(run["pcc_pixel"])
-            print(f"{name}: Pearson of scale and absolute residual {per_image} per image, {per_pixel} per pixel")
+    for name, found in maps_of(metrics).items():
+        print(f"{name}: {summary(found)}")
     print(f"wrote {out}/metrics.json, table1.md, table1.csv and figures")
 
 

@@ -1,5 +1,6 @@
 """Sec. 4.2-4.5: metrics against naive loops and known answers, honest perturbations, and the whole command end to end."""
 import csv
+import importlib.util
 import json
 import math
 from unittest.mock import patch as replaced
@@ -12,6 +13,7 @@ from PIL import Image
 
 import data
 import evaluate
+import losses
 import nets
 import train
 from test_train import TINY, same, tiny_slices, weights
@@ -89,21 +91,215 @@ def test_pearson_equals_numpy():
     u, v = grey_levels(50, seed=7), grey_levels(50, seed=8)
     assert evaluate.pearson(u, 2 * u + v) == pytest.approx(np.corrcoef(u, 2 * u + v)[0, 1], abs=1e-12)
     assert evaluate.pearson([1, 2, 3], [-2, -4, -6]) == pytest.approx(-1)
-    assert evaluate.pearson([1, 1, 1], [1, 2, 3]) is None
+    assert evaluate.pearson([1, 1, 1], [1, 2, 3]) is None and evaluate.pearson([], []) is None
+    assert evaluate.pearson([.1, .1, .1], [1, 2, 3]) is None  # their mean is not .1 in floating point
 
 
 def test_correlation_is_taken_per_image_mean_and_per_pixel():
     truth = torch.zeros(3, 1, 2, 2, dtype=torch.float64)
     image = torch.tensor([[4., 0, 0, 0], [0, -8, 0, 0], [0, 0, 12, 0]], dtype=torch.float64).view(3, 1, 2, 2)
-    scale = torch.tensor([[0., 1, 0, 0], [2, 0, 0, 0], [0, 0, 0, 3]], dtype=torch.float64).view(3, 1, 2, 2)
-    found, (residual_means, scale_means) = evaluate.correlate(image, scale, truth)
-    assert found["pcc_image"] == pytest.approx(1) and found["pcc_pixel"] < 0  # means agree, places do not
-    assert sorted(residual_means) == [1, 2, 3] and sorted(scale_means) == [.25, .5, .75]
+    scale = torch.tensor([[.01, 1, 0, 0], [2, .02, 0, 0], [0, 0, .03, 3]], dtype=torch.float64).view(3, 1, 2, 2)
+    found = evaluate.correlate((image - truth).abs(), scale, truth == 0)
+    assert found["pearson_image"] == pytest.approx(1) and found["pearson_pixel"] < 0  # means agree, places do not
+    assert found["spearman_image"] == pytest.approx(1) and found["spearman_pixel"] > 0  # in order, most places agree
 
 
 def test_at_most_512_images_are_correlated():
-    many = torch.zeros(600, 1, 1, 1)
-    assert len(evaluate.correlate(many, many, many)[1][0]) == 512
+    assert len(evaluate.random_images(600)) == 512 and sorted(evaluate.random_images(5)) == [0, 1, 2, 3, 4]
+
+
+# ---------------------------------------------------------------- beyond the paper: does the map know where it is wrong?
+
+def numbers(n, seed, kind="rand"):
+    return getattr(torch, kind)(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def density(r, alpha, beta):
+    return beta / (2 * alpha * math.gamma(1 / beta)) * math.exp(-(abs(r) / alpha) ** beta)
+
+
+def laplace_quantiles(n, alpha=1.0):
+    """n absolute residuals that a Laplace density could not fit better."""
+    return torch.tensor([-alpha * math.log1p(-(k + .5) / n) for k in range(n)], dtype=torch.float64)
+
+
+def generalized_gaussian(n, alpha, beta):
+    """Absolute residuals drawn from the density: (|r|/alpha)^beta is Gamma(1/beta)."""
+    return alpha * torch.from_numpy(np.random.default_rng(0).gamma(1 / beta.numpy(), size=n)) ** (1 / beta)
+
+
+def ones(n, value=1.0):
+    return torch.full((n,), value, dtype=torch.float64)
+
+
+def test_expected_residual_by_hand_and_by_integration():
+    alpha = torch.tensor([3.0, 3, 3, 3], dtype=torch.float64)
+    beta = torch.tensor([1, 2, .5, 1.7], dtype=torch.float64)
+    integral = sum(r * density(r, 3.0, 1.7) for r in (.0005 + .001 * k for k in range(30000))) * 2 * .001
+    expected = torch.tensor([3, 3 / math.sqrt(math.pi), 18, integral], dtype=torch.float64)  # Gamma(4) / Gamma(2) = 6
+    assert torch.allclose(evaluate.expected_residual(alpha, beta), expected, rtol=1e-5)
+
+
+def test_ranks_equal_a_naive_count_with_ties():
+    values = [2.0, -1, 2, 5, 2, -1, 0, 7]
+    naive = [sum(w < v for w in values) + (sum(w == v for w in values) + 1) / 2 for v in values]
+    assert evaluate.ranks(values).tolist() == naive == [5, 1.5, 5, 7, 5, 1.5, 3, 8]
+
+
+def test_spearman_sees_order_alone():
+    u, v = numbers(60, 1), numbers(60, 2)
+    v = u + v
+    rho = evaluate.spearman(u, v)
+    assert 0.3 < rho < 0.95 and evaluate.spearman(u, v.exp() ** 9) == pytest.approx(rho) == evaluate.spearman(3 - 1 / u, v)
+    assert evaluate.spearman(u, -v) == pytest.approx(-rho) and evaluate.spearman(u, u ** 5) == pytest.approx(1)
+    assert evaluate.spearman([1, 2, 3, 4], [1, 3, 2, 4]) == pytest.approx(1 - 6 * 2 / (4 * 15))
+    assert evaluate.spearman(u, 0 * v) is None
+
+
+@pytest.mark.skipif(importlib.util.find_spec("scipy") is None, reason="scipy is not installed")
+def test_spearman_equals_scipy():
+    from scipy.stats import spearmanr
+    u, v = (6 * numbers(200, 3)).round(), (6 * numbers(200, 4)).round()
+    for other in (v, u + v, u - v):
+        assert evaluate.spearman(u, other) == pytest.approx(spearmanr(u, other).statistic, abs=1e-12)
+
+
+def test_correlation_inside_a_region_leaves_the_rest_out():
+    residual, expected, inside = numbers(64, 5).view(4, 1, 4, 4), numbers(64, 6).view(4, 1, 4, 4), (numbers(64, 7) > .4).view(4, 1, 4, 4)
+    inside[2] = False  # an image without foreground
+    pairs = [[(r, e) for r, e, i in zip(*(v[n].flatten().tolist() for v in (residual, expected, inside))) if i] for n in (0, 1, 3)]
+    means = [[sum(column) / len(column) for column in zip(*image)] for image in pairs]
+    pixels = [pair for image in pairs for pair in image]
+    assert evaluate.correlate(residual, expected, inside) == {
+        "pearson_image": pytest.approx(np.corrcoef(*zip(*means))[0, 1]), "spearman_image": evaluate.spearman(*zip(*means)),
+        "pearson_pixel": pytest.approx(np.corrcoef(*zip(*pixels))[0, 1]), "spearman_pixel": evaluate.spearman(*zip(*pixels))}
+    assert set(evaluate.correlate(residual, expected, inside & False).values()) == {None}
+
+
+def test_what_remains_equals_a_naive_loop_on_an_odd_number():
+    residual, uncertainty = numbers(37, 8), numbers(37, 9)
+    curve = []
+    for k in range(20):
+        pairs = sorted(zip(uncertainty.tolist(), residual.tolist()))[:37 - 37 * k // 20]
+        curve.append(sum(r for _, r in pairs) / len(pairs))
+    assert evaluate.remaining(residual, uncertainty).tolist() == pytest.approx(curve)
+    for map_ in (ones(37), torch.cat([ones(18), ones(19, 2.0)])):  # among equals nobody is picked by place
+        shuffled = torch.randperm(18, generator=torch.Generator().manual_seed(0)).tolist() + list(range(36, 17, -1))
+        assert torch.allclose(evaluate.remaining(residual, map_), evaluate.remaining(residual[shuffled], map_))
+    assert torch.allclose(evaluate.remaining(residual, ones(37)), residual.mean())
+
+
+def test_sparsification_error_of_the_oracle_of_no_map_and_of_the_worst():
+    uniform = (torch.arange(2000, dtype=torch.float64) + .5) / 2000
+    ause = lambda residual, map_: evaluate.sparsification(residual, map_)["ause"]
+    assert ause(uniform, uniform) == 0 == ause(uniform, uniform ** 3)
+    assert ause(uniform, ones(2000)) == pytest.approx(.95 ** 2 / 2)  # the oracle keeps 1 - f of the mean
+    assert ause(uniform, 1 - uniform) == pytest.approx(.95 ** 2)     # the worst map keeps 1 + f
+    assert ause(7 * uniform, ones(2000, 3.)) == pytest.approx(ause(uniform, ones(2000)))
+    lost = [-f * math.log(f) / (1 - f) if f else 0 for f in (k / 20 for k in range(20))]  # exponential: 1 - m(f) / m(0)
+    assert ause(laplace_quantiles(20000), ones(20000)) == pytest.approx(sum(lost) / 20 - lost[-1] / 40, abs=1e-3)
+    random = ause(laplace_quantiles(20000), numbers(20000, 10))
+    assert random == pytest.approx(0.6, abs=.02)
+    found = evaluate.sparsification(4 * uniform, 1 - uniform)
+    assert found["removed"][:2] == [0, .05] and len(found["map"]) == 20
+    assert found["map"][10] == pytest.approx(3) and found["oracle"][10] == pytest.approx(1)  # in grey levels
+
+
+def test_probability_integrates_the_density():
+    for r, alpha, beta in ((.7, 1.3, 1.0), (2.0, .8, 1.7), (3.0, 2.0, .6), (.4, .5, 2.0)):
+        r, alpha, beta = (torch.tensor([v], dtype=torch.float64) for v in (r, alpha, beta))
+        step = r.item() / 20000
+        integral = 2 * step * sum(density((k + .5) * step, alpha.item(), beta.item()) for k in range(20000))
+        assert evaluate.probability(r, alpha, beta).item() == pytest.approx(integral, abs=1e-4)
+    r, alpha = 9 * numbers(50, 11), 1 + numbers(50, 12)
+    assert torch.allclose(evaluate.probability(r, alpha, ones(50)), 1 - torch.exp(-r / alpha))
+    assert torch.allclose(evaluate.probability(r, alpha, ones(50, 2.)), torch.erf(r / alpha))
+    assert evaluate.probability(torch.tensor([0., 1e4]), torch.ones(2), torch.tensor([.3, 4.])).tolist() == [0, 1]
+
+
+def test_honest_maps_are_reliable():
+    alpha = 1 + 20 * numbers(40000, 13)
+    assert evaluate.reliability(alpha * laplace_quantiles(40000), alpha, ones(40000))["ece"] < 1e-4
+    beta = .4 + 3 * numbers(40000, 14)
+    assert evaluate.reliability(generalized_gaussian(40000, alpha, beta), alpha, beta)["ece"] < .005
+    assert evaluate.reliability(generalized_gaussian(40000, alpha, beta), alpha, ones(40000))["ece"] > .02  # beta matters
+
+
+def test_coverage_of_a_map_that_is_half_or_double_the_truth_by_hand():
+    r = laplace_quantiles(20000)
+    for factor in (.5, 2.0):
+        found = evaluate.reliability(r, ones(20000, factor), ones(20000))
+        expected = [1 - (1 - k / 20) ** factor for k in range(1, 20)]  # P(|r| <= factor ln(1/(1-p)))
+        assert found["nominal"] == pytest.approx([k / 20 for k in range(1, 20)]) and found["observed"] == pytest.approx(expected, abs=1e-4)
+        assert found["ece"] == pytest.approx(sum(abs(e - k / 20) for k, e in enumerate(expected, 1)) / 19, abs=1e-4)
+    found = evaluate.reliability(ones(7, .6), ones(7), ones(7))  # u = 0.451 everywhere: too few below, too many above
+    assert found["observed"] == [0] * 9 + [1] * 10 and found["ece"] == pytest.approx((2.25 + 2.75) / 19)
+
+
+def test_log_loss_is_eq_9_for_laplace_and_ugacs_known_answers():
+    r, alpha = 9 * numbers(36, 15), 1 + numbers(36, 16)
+    eq_9 = losses.patch_laplace(r.view(1, 1, 6, 6), torch.zeros(1, 1, 6, 6, dtype=torch.float64), alpha.view(1, 1, 6, 6))
+    assert evaluate.reliability(r, alpha, ones(36))["log_loss"] == pytest.approx(eq_9.item())
+    r = torch.tensor([.5, 1, 2, .1], dtype=torch.float64)
+    for a, b, known in ((1, 1, .9), (2, 1, 1.143147), (1, 2, 1.194218), (.5, 1.5, 2.184005), (1, .5, 1.552534)):
+        assert evaluate.reliability(r, ones(4, a), ones(4, b))["log_loss"] == pytest.approx(known + math.log(2), abs=1e-5)
+
+
+def test_best_factor_is_1_for_honest_maps_and_the_mean_ratio_for_laplace():
+    r, alpha = 9 * numbers(80, 17), 1 + numbers(80, 18)
+    assert evaluate.best_factor(r, alpha, ones(80)) == pytest.approx((r / alpha).mean().item(), rel=1e-9)
+    assert evaluate.best_factor(laplace_quantiles(40000, 2.), ones(40000, 2.), ones(40000)) == pytest.approx(1, abs=1e-4)
+    alpha, beta = 1 + 20 * numbers(40000, 19), .4 + 3 * numbers(40000, 20)
+    r = generalized_gaussian(40000, alpha, beta)
+    c = evaluate.best_factor(r, alpha, beta)
+    assert c == pytest.approx(1, abs=.02) and evaluate.best_factor(r, 3 * alpha, beta) == pytest.approx(c / 3)
+
+
+def test_no_other_factor_is_likelier():
+    r, alpha, beta = 9 * numbers(80, 21), 1 + numbers(80, 22), .4 + 3 * numbers(80, 23)
+    r[0] = 0  # a perfect pixel breaks nothing
+    c = evaluate.best_factor(r, alpha, beta)
+    loss = lambda factor: evaluate.reliability(r, factor * alpha, beta)["log_loss"]
+    assert loss(c) < min(loss(.99 * c), loss(1.01 * c), loss(.5 * c), loss(2 * c), loss(1.0))
+
+
+def test_the_factor_is_fitted_and_judged_on_different_patients():
+    patients = np.array(["d", "b", "a", "c"] * 10 + ["a"])
+    ratio = torch.tensor([1., 1, 3, 3] * 10 + [3.], dtype=torch.float64).view(41, 1, 1, 1)  # a and c fit, b and d judge
+    alpha = 1 + numbers(41 * 400, 24).view(41, 1, 20, 20)
+    residual = ratio * alpha * laplace_quantiles(400).view(1, 1, 20, 20)
+    found = evaluate.rescaled(residual, alpha, torch.ones(()).expand_as(alpha), patients)
+    assert found["c"] == pytest.approx(3, rel=2e-3)
+    assert found["before"]["ece"] < .002 and found["after"]["observed"] == pytest.approx([1 - (1 - k / 20) ** 3 for k in range(1, 20)], abs=.01)
+    assert found["before"]["log_loss"] < found["after"]["log_loss"]
+    assert evaluate.rescaled(residual, alpha, torch.ones_like(alpha), np.array(["a"] * 41)) is None
+
+
+def test_maps_of_every_kind_are_judged_as_expected_residuals():
+    truth, image, alpha, noise = (shape * numbers(300, k).view(3, 1, 10, 10) + 1 for k, shape in ((25, 60), (26, 60), (27, 9), (28, 9)))
+    beta = .3 + 3 * numbers(300, 29).view(3, 1, 10, 10)
+    patients = np.array(["a", "b", "c"])
+    row, points = evaluate.judge_map(image, alpha, beta, truth, patients, noise)
+    r, expected, bright = (image - truth).abs(), evaluate.expected_residual(alpha, beta), truth > 25.5
+    assert points == [v.mean(dim=(1, 2, 3)).tolist() for v in (r, expected)]
+    assert (row["pcc_image"], row["pcc_pixel"]) == (pytest.approx(evaluate.pearson(*points)), pytest.approx(evaluate.pearson(r, expected)))
+    found = row["uncertainty"]
+    assert found["correlation"] == {"whole": evaluate.correlate(r, expected, truth > 0), "foreground": evaluate.correlate(r, expected, bright)}
+    assert found["sparsification"] == evaluate.sparsification(r, expected) and found["reliability"] == evaluate.reliability(r, alpha, beta)
+    assert found["rescaled"] == evaluate.rescaled(r, alpha, beta, patients)
+    for name, inside in (("whole", truth > 0), ("foreground", bright)):
+        pixels = noise[inside], expected[inside]
+        assert found["noise"][name]["pearson_pixel"] == evaluate.pearson(*pixels) and found["noise"][name]["spearman_pixel"] == evaluate.spearman(*pixels)
+        assert found["noise"][name]["mean_ratio"] == pytest.approx((pixels[1] / pixels[0]).mean().item())
+    assert evaluate.judge_map(image, alpha, beta, truth, patients)[0]["uncertainty"]["noise"] is None
+
+
+def test_the_best_ssim_and_the_best_psnr_are_bold_each_by_itself():
+    rows = [["run", "GN0", "GN5"], ["a", "50.00/9.00", "10.00/8.00"], ["b", "9.00/10.00", "-2.00/8.00"], ["copy of the input", "99.00/99.00", "9.00/inf"]]
+    assert evaluate.bold(rows) == [rows[0], ["a", "**50.00**/9.00", "**10.00**/**8.00**"], ["b", "9.00/**10.00**", "-2.00/**8.00**"], rows[3]]
+    assert evaluate.bold([rows[0], *rows[2:]]) == [rows[0], *rows[2:]]  # a run alone is not the best of anything
+    rows[1] = ["a", "50.00/inf", "10.00/8.00"]
+    assert evaluate.bold(rows)[1][1] == "**50.00**/**inf**" and evaluate.bold(rows)[2][1] == "9.00/10.00"
 
 
 # ---------------------------------------------------------------- perturbations
@@ -167,8 +363,9 @@ def cli(monkeypatch, *words):
 
 def test_two_runs_give_table_1_metrics_and_every_figure(monkeypatch, tmp_path, runs):
     cli(monkeypatch, *runs, "--data", "phantom", "--out", tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["fig2_3_psnr.png", "fig4_samples.png", "fig6_8_uapi.png", "fig7_9_scatter.png",
-                                                          "metrics.json", "table1.csv", "table1.md"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "fig2_3_psnr.png", "fig4_samples.png", "fig6_8_uapi.png", "fig7_9_scatter.png", "metrics.json", "reliability.png",
+        "sparsification.png", "table1.csv", "table1.md"]
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert list(metrics["runs"]) == ["uapi", "pi"] and metrics["runs"]["pi"]["pcc_image"] is None
     slices = tiny_slices()
@@ -207,7 +404,7 @@ def test_a_picture_of_the_runs_size_is_translated_as_it_is(monkeypatch, tmp_path
     Image.fromarray(picture).save(tmp_path / "slice.png")
     cli(monkeypatch, runs[0], "--image", tmp_path / "slice.png", "--out", tmp_path)
     G, _ = evaluate.load_run(runs[0], "cpu")
-    image, _ = evaluate.translate(G, torch.from_numpy(picture).float()[None, None], "cpu")
+    image, _, _ = evaluate.translate(G, torch.from_numpy(picture).float()[None, None], "cpu")
     assert np.abs(np.asarray(Image.open(tmp_path / "slice_uapi_translation.png")) - image.squeeze().numpy()).max() <= 0.5001
 
 
@@ -255,8 +452,11 @@ def judged_slices():
 def test_translations_arrive_in_grey_levels_and_in_order():
     x = torch.from_numpy(tiny_slices().input[:5]).float().unsqueeze(1)
     with replaced.object(evaluate, "BATCH", 2):
-        image, scale = evaluate.translate(toy(0.9), x, "cpu")
+        image, scale, beta = evaluate.translate(toy(0.9), x, "cpu")
+        three = evaluate.translate(lambda u: (u, 0.1 + u ** 2, 2 + u), x, "cpu")
     u = x / 127.5 - 1
+    assert beta.shape == scale.shape and (beta == 1).all()  # a Laplace density
+    assert torch.allclose(three[1], 127.5 * (0.1 + u ** 2), atol=1e-3) and torch.allclose(three[2], 2 + u)  # beta has no unit
     assert torch.allclose(image, 127.5 * (0.9 * u + 1), atol=1e-3)
     assert torch.allclose(scale, 127.5 * toy(0.9)(u)[1], atol=1e-3)
 
@@ -271,8 +471,7 @@ def test_patients_count_alike_however_many_slices_they_have():
 
 
 def test_the_512_are_drawn_at_random_and_the_same_every_time():
-    many = torch.arange(600.0).view(600, 1, 1, 1)
-    one, again = (evaluate.correlate(many, many, torch.zeros_like(many))[1][0] for _ in range(2))
+    one, again = (evaluate.random_images(600).tolist() for _ in range(2))
     assert one == again and len(set(one)) == 512 and max(one) > 550 and one != sorted(one)
 
 
@@ -281,9 +480,10 @@ def judged(tmp_path):
     """Three toy runs judged -> metrics, and what every picture was given."""
     shown, plotted = {}, {}
 
-    def plot(path, draw, size=None):
-        plotted[path.name] = Figure().subplots()
-        draw(plotted[path.name])
+    def plot(path, *draws, size=None):
+        plotted[path.name] = Figure().subplots(1, len(draws), squeeze=False)[0]
+        for draw, ax in zip(draws, plotted[path.name]):
+            draw(ax)
 
     with replaced.multiple(evaluate, picture_grid=lambda path, rows, titles: shown.update({path.name: (rows, titles)}), plot=plot):
         metrics = evaluate.judge(toy_runs(), judged_slices(), tmp_path, "cpu")
@@ -298,10 +498,13 @@ def test_every_run_is_judged_on_every_scenario_as_it_is(judged):
         x = evaluate.perturb_all(slices.evaluation_input, scenario)
         assert metrics["copy_input"][scenario] == pytest.approx(evaluate.score(x, truth, patients))
         for name, (G, config) in toy_runs().items():
-            image, scale = evaluate.translate(G, x, "cpu")
-            assert metrics["runs"][name]["scenarios"][scenario] == pytest.approx(evaluate.score(image, truth, patients))
+            parts = evaluate.translate(G, x, "cpu")
+            assert metrics["runs"][name]["scenarios"][scenario] == pytest.approx(evaluate.score(parts[0], truth, patients))
             if scenario == "GN0":
-                expected = evaluate.correlate(image, scale, truth)[0] if config["method"] == "uapi" else {"pcc_image": None, "pcc_pixel": None}
+                chosen = evaluate.random_images(5)
+                expected = {"pcc_image": None, "pcc_pixel": None, "uncertainty": None}
+                if config["method"] == "uapi":
+                    expected, _ = evaluate.judge_map(*(v[chosen] for v in (*parts, truth)), patients[chosen])
                 assert metrics["runs"][name] == metrics["runs"][name] | expected | {"method": config["method"]}
 
 
@@ -309,7 +512,7 @@ def test_figures_show_what_their_titles_say(judged):
     metrics, shown, plotted = judged
     slices = judged_slices()
     x, truth = (torch.from_numpy(v).float().unsqueeze(1) for v in (slices.evaluation_input, slices.evaluation_target))
-    images, scales = zip(*(evaluate.translate(G, x, "cpu") for G, _ in toy_runs().values()))
+    images, scales, _ = zip(*(evaluate.translate(G, x, "cpu") for G, _ in toy_runs().values()))
     places = [0, 1, 2, 2, 3, 4]  # six of five
     rows, titles = shown["fig4_samples.png"]
     assert titles == ["input", "one", "two", "three", "ground truth"]
@@ -318,24 +521,33 @@ def test_figures_show_what_their_titles_say(judged):
             assert np.allclose(np.asarray(cell).squeeze(), expected.squeeze(), atol=1e-3)
     assert {name for name in shown if name.startswith("fig6")} == {"fig6_8_one.png", "fig6_8_two.png"}
     rows, titles = shown["fig6_8_two.png"]
-    assert titles == ["input", "ground truth", "prediction", "abs. residual [grey levels]", "scale [grey levels]"]
+    assert titles == ["input", "ground truth", "prediction", "abs. residual [grey levels]", "expected [grey levels]"]
     residual, scale = (images[1] - truth).abs(), scales[1]
     for (a, b, c, (r, r_top), (s, s_top)), i in zip(rows, places, strict=True):
         for cell, expected in ((a, x), (b, truth), (c, images[1]), (r, residual), (s, scale)):
             assert torch.allclose(cell, expected[i], atol=1e-3)
         assert r_top == pytest.approx(residual[places].quantile(.999).item(), rel=1e-4) and s_top == pytest.approx(scale[places].quantile(.999).item(), rel=1e-4)
-    lines = {line.get_label(): line.get_ydata() for line in plotted["fig2_3_psnr.png"].lines}
+    lines = {line.get_label(): line.get_ydata() for line in plotted["fig2_3_psnr.png"][0].lines}
     for name, scenarios in [("copy of the input", metrics["copy_input"])] + [(n, r["scenarios"]) for n, r in metrics["runs"].items()]:
         assert list(lines[name]) == [scenarios[s]["psnr"] for s in evaluate.SCENARIOS]
-    line = plotted["fig7_9_scatter.png"].lines[1]
-    expected = evaluate.correlate(images[1], scale, truth)[1]
-    assert line.get_label().startswith("two") and list(line.get_xdata()) == pytest.approx(expected[0]) and list(line.get_ydata()) == pytest.approx(expected[1])
+    ax = plotted["fig7_9_scatter.png"][1]
+    means = [v.mean(dim=(1, 2, 3))[evaluate.random_images(5)] for v in ((images[1] - truth).abs(), scales[1])]
+    assert ax.get_title().startswith("two") and all(np.allclose(*pair) for pair in zip(ax.lines[0].get_data(), means, strict=True))
+    two = metrics["runs"]["two"]["uncertainty"]
+    names = ["one", "two"]  # pi has no map
+    by_map, oracle = plotted["sparsification.png"][0].lines[2:]
+    assert list(by_map.get_ydata()) == two["sparsification"]["map"] and list(oracle.get_ydata()) == two["sparsification"]["oracle"]
+    for ax, when in zip(plotted["reliability.png"], ("before", "after"), strict=True):
+        assert [line.get_label().split(",")[0] for line in ax.lines] == [*names, "ideal"]
+        assert list(ax.lines[1].get_ydata()) == two["rescaled"][when]["observed"]
+        assert list(ax.lines[1].get_xdata()) == two["rescaled"][when]["nominal"]
 
 
 def test_table_1_says_the_same_in_markdown_and_csv(judged, tmp_path):
     rows = evaluate.table(judged[0])
     markdown = evaluate.write_table(rows, tmp_path)
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines()]
+    cells = [[cell.replace("**", "") for cell in row] for row in cells]
     assert cells[:1] + cells[2:] == rows == list(csv.reader(open(tmp_path / "table1.csv"))) and len(rows) == 5
     assert (tmp_path / "table1.md").read_text() == markdown
 
@@ -352,9 +564,13 @@ def test_unpaired_translations_stand_beside_their_own_input(tmp_path):
         assert torch.allclose(one[0], 127.5 * (.9 * u + 1), atol=1e-3) and torch.allclose(two[0], 127.5 * (1 - .5 * u), atol=1e-3)
 
 
+def checkpoint_of(G, **changes):
+    return dict.fromkeys(train.CONTENTS, 0) | {"config": TINY | changes, "networks": {"G": G.state_dict()}}
+
+
 def test_a_run_is_loaded_with_its_own_width_and_weights(tmp_path):
     G = nets.UNet(width=2)
-    train.save(tmp_path, {"config": TINY | {"width": 2, "critic_width": 3}, "G": G.state_dict()})
+    train.save(tmp_path, checkpoint_of(G, width=2, critic_width=3))
     loaded, config = evaluate.load_run(tmp_path, "cpu")
     assert same(weights(G), weights(loaded)) and config["width"] == 2 and not loaded.training
 
@@ -382,7 +598,7 @@ def test_growing_back_never_wraps_from_white_to_black(tmp_path):
 def test_runs_of_two_sizes_are_not_compared(monkeypatch, tmp_path, capsys):
     for size in (64, 96):
         (tmp_path / f"run{size}").mkdir()
-        train.save(tmp_path / f"run{size}", {"config": TINY | {"size": size}, "G": nets.UNet(width=1).state_dict()})
+        train.save(tmp_path / f"run{size}", checkpoint_of(nets.UNet(width=1), size=size))
     monkeypatch.setattr("sys.argv", ["evaluate.py", str(tmp_path / "run64"), str(tmp_path / "run96"), "--data", "phantom", "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit) as stop:
         evaluate.main()
@@ -402,5 +618,69 @@ def test_both_correlations_are_printed(monkeypatch, tmp_path, capsys):
     with replaced.multiple(evaluate, load=lambda *_: slices, load_run=lambda *_: (toy(0.9), TINY)):
         evaluate.main()
     run = json.loads((tmp_path / "metrics.json").read_text())["runs"]["run"]
-    assert f"{run['pcc_image']:.2f} per image, {run['pcc_pixel']:.2f} per pixel" in capsys.readouterr().out
-    assert f"{run['pcc_image']:.2f}" != f"{run['pcc_pixel']:.2f}"
+    whole, line = run["uncertainty"]["correlation"]["whole"], capsys.readouterr().out
+    assert whole["pearson_image"] == run["pcc_image"] and whole["pearson_pixel"] == run["pcc_pixel"]
+    numbers = [f"{whole[key]:.2f}" for key in ("pearson_image", "spearman_image", "pearson_pixel", "spearman_pixel")]
+    assert "{}/{} per image, {}/{} per pixel".format(*numbers) in line and len(set(numbers)) == 4
+    found = run["uncertainty"]["rescaled"]
+    assert f"ECE {found['before']['ece']:.3f} -> {found['after']['ece']:.3f} with c = {found['c']:.3g}" in line
+    assert f"AUSE {run['uncertainty']['sparsification']['ause']:.3f}" in line
+
+
+def toy_with_beta(u):
+    """A translation with a generalized Gaussian map, as UGAC's."""
+    return 0.9 * u, 0.3 + 0.1 * u ** 2, 0.5 + (u + 1)
+
+
+def evaluate_toys(monkeypatch, out, slices, **methods):
+    """The whole command on toys: name = method."""
+    generators = {name: toy_with_beta if method == "ugac" else toy(0.9) for name, method in methods.items()}
+    monkeypatch.setattr("sys.argv", ["evaluate.py", *methods, "--data", "phantom", "--out", str(out)])
+    with replaced.multiple(evaluate, load=lambda *_: slices, load_run=lambda run, _: (generators[run], TINY | {"method": methods[run]})):
+        evaluate.main()
+    return json.loads((out / "metrics.json").read_text(), parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+
+
+def test_every_method_is_judged_and_those_with_a_map_are_asked_what_they_know(monkeypatch, tmp_path, capsys):
+    methods = ("pi", "uapi", "cyclegan", "ugac", "gcgan", "uagc", "cut", "released")
+    slices = judged_slices()
+    slices = slices._replace(noise=np.random.default_rng(0).uniform(1, 9, slices.evaluation_target.shape).astype(np.float32))
+    metrics = evaluate_toys(monkeypatch, tmp_path, slices, **{method: method for method in methods})
+    scaled = [name for name, run in metrics["runs"].items() if run["uncertainty"]]
+    assert list(metrics["runs"]) == list(methods) and scaled == ["uapi", "ugac", "uagc", "released"]
+    assert sorted(p.name for p in tmp_path.glob("fig6_8_*")) == sorted(f"fig6_8_{name}.png" for name in scaled)
+    x, truth = (torch.from_numpy(v).float().unsqueeze(1) for v in (slices.evaluation_input, slices.evaluation_target))
+    chosen = evaluate.random_images(5)
+    parts = [v[chosen] for v in (*evaluate.translate(toy_with_beta, x, "cpu"), truth)]
+    expected, _ = evaluate.judge_map(*parts, np.array(["p"] * 4 + ["q"])[chosen], torch.from_numpy(slices.noise).unsqueeze(1)[chosen])
+    assert {key: metrics["runs"]["ugac"][key] for key in expected} == expected
+    printed = capsys.readouterr().out
+    assert all(f"\n{name}: Pearson" in printed for name in scaled) and printed.count(": Pearson") == 4
+
+
+def test_runs_without_a_map_leave_no_figure_of_one(monkeypatch, tmp_path):
+    evaluate_toys(monkeypatch, tmp_path, judged_slices(), one="cut", two="pi")
+    assert sorted(p.name for p in tmp_path.glob("*.png")) == ["fig2_3_psnr.png", "fig4_samples.png"]
+
+
+def test_a_perfect_copy_and_a_single_patient_leave_valid_json(monkeypatch, tmp_path, capsys):
+    slices = judged_slices()
+    names = {"evaluation_input": ["p_0"] * 5, "evaluation_target": ["p_0"] * 5}
+    metrics = evaluate_toys(monkeypatch, tmp_path, slices._replace(evaluation_target=slices.evaluation_input, names=names), run="uapi")
+    assert metrics["copy_input"]["GN0"]["psnr"] is None and metrics["copy_input"]["GN0"]["ssim"] == pytest.approx(100)
+    assert metrics["runs"]["run"]["uncertainty"]["rescaled"] is None
+    assert "/inf" in (tmp_path / "table1.csv").read_text() and "no c from one patient alone" in capsys.readouterr().out
+
+
+def test_a_run_keeps_its_own_look_in_every_figure():
+    metrics = {"runs": {f"run{k}": {} for k in range(9)}}
+    looks = [evaluate.look(metrics, name) for name in metrics["runs"]]
+    assert len({look["color"] for look in looks}) == len({look["marker"] for look in looks}) == 9
+
+
+def test_the_map_of_one_picture_is_an_expected_residual_too(tmp_path):
+    picture = tiny_slices().input[0]
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    evaluate.translate_picture(tmp_path / "a.png", {"run": (toy_with_beta, TINY | {"method": "ugac"})}, tmp_path, "cpu")
+    _, *scale = evaluate.translate(toy_with_beta, torch.from_numpy(picture).float()[None, None], "cpu")
+    assert np.allclose(np.load(tmp_path / "a_run_scale.npy"), evaluate.expected_residual(*scale).squeeze(), rtol=1e-4)
