@@ -42,7 +42,7 @@ def cyclegan_critic_loss(f, g, x, y, fake_x, fake_y, eps, p=10.0):
 
 
 def cyclegan_generator_loss(f, g, G, H, x, y, lam):
-    """There and back again: each generator must undo the other.
+    """There and back again: each generator must undo the other (Sec. 4.2).
 
     l_gen = -f(G(x)) - g(H(y)) + lam ( |H(G(x)) - x| + |G(H(y)) - y| )
 
@@ -73,14 +73,14 @@ class ThreeHeadedUNet(UNet):
 
     def forward(self, x):
         shared = self.trunk(x)
-        image = torch.tanh(self.image_out(self.image_up(*shared)))
-        alpha = functional.softplus(self.scale_out(self.scale_up(*shared))) + self.floor
-        beta = (functional.softplus(self.beta_out(self.beta_up(*shared))) + 0.1).clamp(max=4)
+        image = torch.tanh(self.image_out(self.image_up(*shared)).to(x.dtype))
+        alpha = functional.softplus(self.scale_out(self.scale_up(*shared)).to(x.dtype)) + self.floor
+        beta = (functional.softplus(self.beta_out(self.beta_up(*shared)).to(x.dtype)) + 0.1).clamp(max=4)
         return image, alpha, beta
 
 
 def generalized_gaussian(r, alpha, beta):
-    """Negative log likelihood of residuals under a generalized Gaussian; beta = 1 is Laplace, beta = 2 Gauss.
+    """Negative log likelihood of residuals under a generalized Gaussian (Sec. 4.2); beta = 1 is Laplace, beta = 2 Gauss.
 
     -log p = (|r| / alpha)^beta - log(beta / alpha) + log Gamma(1 / beta)     (+ log 2, a constant that is left out)
 
@@ -91,7 +91,7 @@ def generalized_gaussian(r, alpha, beta):
 
 
 def ugac_generator_loss(f, g, G, H, x, y, lam, w1=1.0, w2=0.015):
-    """cycleGAN with a likelihood of what the way there and back has lost.
+    """cycleGAN with a likelihood of what the way there and back has lost (Sec. 4.2).
 
     l_gen = -f(G(x)) - g(H(y)) + lam sum ( w1 |r| + w2 NLL(r; alpha, beta) ),   r = H(G(x)) - x  and  r = G(H(y)) - y
 
@@ -127,7 +127,7 @@ def gcgan_critic_loss(f, f_T, y, fake, fake_T, eps, p=10.0):
 
 
 def gcgan_generator_loss(f, f_T, G, x, lam, uncertainty=False):
-    """Mirroring before or after the translation must give the same.
+    """Mirroring before or after the translation must give the same (Sec. 4.2).
 
     l_gen = -f(G(x)) - f_T(G(T(x))) + lam |G(x) - T^-1(G(T(x)))|                 (uncertainty=False, gcgan)
     l_gen = -f(G(x)) - f_T(G(T(x))) + lam l_patch(a, b, G^sigma(T(x)))           (True, uagc: Eq. 9 with T for P)
@@ -179,7 +179,7 @@ def nce(q, k, tau=0.07):
 
 
 def cut_generator_loss(f, G, F, x, y, places, lam):
-    """Every place of the output must be recognised from its place in the input; targets must stay as they are.
+    """Every place of the output must be recognised from its place in the input; targets stay as they are (Sec. 4.2).
 
     l_gen = -f(G(x)) + lam/2 ( NCE(x, G(x)) + NCE(y, G(y)) ),   queries from the output, keys from the input, detached
 

@@ -15,20 +15,21 @@ scale. So that they can be compared, maps are shown and correlated as the absolu
 import argparse
 import csv
 import functools
+import io
 import json
 import math
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from torch import distributed
 from torch.nn import functional as F
 
 from baselines import SCALED, make_generator
-from data import fail, fit, load, make_folder, patient, picture_grid, progress, read_grey, to_unit
-from train import load_checkpoint, pick_device, restore
+from data import fail, fit, load, make_folder, patient, picture_grid, progress, read_grey, replace_file, to_unit
+from train import is_first, join_processes, load_checkpoint, pick_device, restore
 
 SCENARIOS = ("GN0", "GN5", "GN10", "GN20", "IP2", "IP5", "IP10")
 BATCH = 32
@@ -111,17 +112,22 @@ def load_run(run, device):
 
 @torch.no_grad()
 def translate(G, x, device):
-    """x [n,1,d,d] in grey levels -> image in [0,255] and alpha, in grey levels, and beta, 1 where G has two heads, on the CPU."""
-    out = [[part.cpu() for part in G(to_unit(batch.to(device)))] for batch in x.split(BATCH)]
-    image, alpha, *beta = (torch.cat(parts) for parts in zip(*out))
+    """x [n,1,d,d] in grey levels -> image in [0,255] and alpha, in grey levels, and beta, 1 where G has two heads, on the CPU.
+    Under torchrun each process takes every N-th batch, and all get everything."""
+    rank, count = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+    batches = x.split(BATCH)
+    done = [[[part.cpu() for part in G(to_unit(batch.to(device)))] for batch in batches[rank::count]]] * count
+    if count > 1:
+        distributed.all_gather_object(done, done[rank])
+    image, alpha, *beta = (torch.cat(parts) for parts in zip(*(done[k % count][k // count] for k in range(len(batches)))))
     return 127.5 * image + 127.5, 127.5 * alpha, beta[0] if beta else torch.ones(()).expand_as(alpha)
 
 
-def score(image, truth, patients):
+def score(image, truth, patients, device="cpu"):
     """SSIM x 100 and PSNR: mean over images, as in Table 1, and mean and standard deviation over the patients' means."""
-    row = {}
-    for name, values in (("ssim", 100 * ssim(image, truth)), ("psnr", psnr(image, truth))):
-        values = values.double().numpy()
+    row, batches = {}, [(a.to(device), b.to(device)) for a, b in zip(image.split(BATCH), truth.split(BATCH))]
+    for name, metric, unit in (("ssim", ssim, 100), ("psnr", psnr, 1)):
+        values = unit * torch.cat([metric(a, b).double().cpu() for a, b in batches]).numpy()
         people = torch.tensor([values[patients == who].mean() for who in np.unique(patients)])
         row |= {name: float(values.mean()), f"{name}_patients_mean": float(people.mean()),
                 f"{name}_patients_sd": float(people.std()) if len(people) > 1 else 0.0}
@@ -292,9 +298,10 @@ def bold(rows):
 def write_table(rows, out):
     """table1.md and table1.csv; -> the markdown."""
     markdown = "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], ["---"] * len(rows[0]), *bold(rows)[1:]]) + "\n"
-    (out / "table1.md").write_text(markdown)
-    with open(out / "table1.csv", "w", newline="") as file:
-        csv.writer(file).writerows(rows)
+    lines = io.StringIO()
+    csv.writer(lines).writerows(rows)
+    replace_file(out / "table1.md", lambda place: place.write_text(markdown))
+    replace_file(out / "table1.csv", lambda place: place.write_text(lines.getvalue(), newline=""))
     return markdown
 
 
@@ -311,11 +318,13 @@ def judge(runs, slices, out, device):
         row |= {"pcc_image": None, "pcc_pixel": None, "uncertainty": None}
     for done, scenario in enumerate(SCENARIOS):
         x = perturb_all(slices.evaluation_input, scenario)
-        metrics["copy_input"][scenario] = score(x, truth, patients)
+        metrics["copy_input"][scenario] = score(x, truth, patients, device)
         for k, (name, (G, config)) in enumerate(runs.items(), 1):
             image, *scale = translate(G, x, device)
+            if not is_first():
+                continue
             row = metrics["runs"][name]
-            row["scenarios"][scenario] = score(image, truth, patients)
+            row["scenarios"][scenario] = score(image, truth, patients, device)
             progress(done * len(runs) + k, len(SCENARIOS) * len(runs), "judging")
             if scenario == "GN0":
                 samples[name] = image[shown]
@@ -324,6 +333,8 @@ def judge(runs, slices, out, device):
                     row |= found
                     expected = expected_residual(*(v[shown] for v in scale))
                     draw_residuals(out / f"fig6_8_{name}.png", x[shown], truth[shown], image[shown], expected)
+    if not is_first():
+        return None
     draw_psnr(out / "fig2_3_psnr.png", metrics)
     if scatter:
         draw_scatter(out / "fig7_9_scatter.png", metrics, scatter)
@@ -339,7 +350,7 @@ def plot(path, *draws, size=(5, 4)):
     figure = Figure(figsize=(size[0] * len(draws), size[1]), layout="constrained")
     for draw, ax in zip(draws, figure.subplots(1, len(draws), squeeze=False)[0]):
         draw(ax)
-    figure.savefig(path, dpi=90)
+    replace_file(path, lambda place: figure.savefig(place, dpi=90, format="png"))
 
 
 def look(metrics, name):
@@ -413,7 +424,8 @@ def draw_translations(path, runs, slices, device):
     shown = np.linspace(0, len(slices.evaluation_input) - 1, 6).round().astype(int)
     x = torch.from_numpy(slices.evaluation_input[shown]).float().unsqueeze(1)
     images = [translate(G, x, device)[0] for G, _ in runs.values()]
-    picture_grid(path, [[x[k], *(image[k] for image in images)] for k in range(len(x))], ["input", *runs])
+    if is_first():
+        picture_grid(path, [[x[k], *(image[k] for image in images)] for k in range(len(x))], ["input", *runs])
 
 
 def translate_picture(path, runs, out, device):
@@ -436,12 +448,19 @@ def translate_picture(path, runs, out, device):
         image, *scale = translate(G, x, device)
         image, expected = own_size(image), own_size(expected_residual(*scale))
         stem = out / f"{Path(path).stem}_{name}"
-        Image.fromarray(np.rint(image).astype(np.uint8)).save(f"{stem}_translation.png")
+        write_png(f"{stem}_translation.png", image)
         print(f"wrote {stem}_translation.png")
         if config["method"] in SCALED:
-            np.save(f"{stem}_scale.npy", expected)
-            Image.fromarray(np.rint(expected * 255 / expected.max()).astype(np.uint8)).save(f"{stem}_scale.png")
+            packed = io.BytesIO()
+            np.save(packed, expected)
+            replace_file(f"{stem}_scale.npy", lambda place: place.write_bytes(packed.getvalue()))
+            write_png(f"{stem}_scale.png", expected * 255 / expected.max())
             print(f"wrote {stem}_scale.npy (grey levels) and {stem}_scale.png (white is {expected.max():.1f} grey levels)")
+
+
+def write_png(path, grey):
+    picture = Image.fromarray(np.rint(grey).astype(np.uint8))
+    replace_file(path, lambda place: picture.save(place, format="png"))
 
 
 def two_digits(correlation):
@@ -469,6 +488,8 @@ def main():
     if bool(args.data) == bool(args.image):
         fail("give either --data (a data set to judge by) or --image (one picture to translate).")
     device, out = pick_device(args.device), Path(args.out)
+    if args.data:
+        join_processes(device)
     runs = {Path(run).resolve().name: load_run(run, device) for run in args.runs}
     if len(runs) < len(args.runs):
         fail("two of the runs have the same folder name, which names their row in the table; rename one.")
@@ -483,10 +504,11 @@ def main():
         draw_translations(out / "fig5_translations.png", runs, slices, device)
         return print(f"no pairs, so no scores: wrote {out}/fig5_translations.png")
     metrics = judge(runs, slices, out, device)
+    if metrics is None:
+        return  # another process writes
     # JSON has no word for NaN, nor for the infinite PSNR of equal images: null.
     valid = json.loads(json.dumps(metrics), parse_constant=lambda word: None)
-    (out / "metrics.json.tmp").write_text(json.dumps(valid, indent=2) + "\n")
-    os.replace(out / "metrics.json.tmp", out / "metrics.json")
+    replace_file(out / "metrics.json", lambda place: place.write_text(json.dumps(valid, indent=2) + "\n"))
     print(write_table(table(metrics), out))
     for name, found in maps_of(metrics).items():
         print(f"{name}: {summary(found)}")

@@ -37,7 +37,8 @@ def critic_slope(f, y, fake, eps):
     The norm runs over all of c,d,d of one image. f(y~).sum() lets one backward pass return every image's own gradient.
     """
     y_tilde = (eps * fake + (1 - eps) * y).requires_grad_()
-    gradient, = torch.autograd.grad(f(y_tilde).sum(), y_tilde, create_graph=True)
+    with torch.autocast(y.device.type, enabled=False):  # with --bf16, too, slopes are taken in float32
+        gradient, = torch.autograd.grad(f(y_tilde).sum(), y_tilde, create_graph=True)
     # vector_norm, not sqrt(sum(g * g)): the latter's own gradient is NaN where g = 0.
     return torch.linalg.vector_norm(gradient, dim=(1, 2, 3))
 

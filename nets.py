@@ -77,7 +77,8 @@ class UNet(nn.Module):
 
     x [b,c_in,d,d] in [-1,1] -> image [b,c_out,d,d] in [-1,1] and scale [b,c_out,d,d] > floor, in the units of image.
     floor is not in the paper: without it Eq. 9 has no lower bound, since log(2 scale) -> -inf wherever the residual is
-    0, as in the background. One grey level: a residual below it carries no information.
+    0, as in the background. One grey level: a residual below it carries no information. Under autocast (--bf16) the layers
+    run in bfloat16 and what comes out is x's type again; so it is with the critic.
     d must be a multiple of 32 from 64 up; anything else raises ValueError.
     """
 
@@ -108,13 +109,19 @@ class UNet(nn.Module):
 
     def image(self, x):
         """G^I(x) alone. The critic's updates never need the scale, so its head is left out there."""
-        return torch.tanh(self.image_out(self.image_up(*self.trunk(x))))
+        return torch.tanh(self.image_out(self.image_up(*self.trunk(x))).to(x.dtype))
 
     def forward(self, x):
         shared = self.trunk(x)
-        image = torch.tanh(self.image_out(self.image_up(*shared)))
-        scale = F.softplus(self.scale_out(self.scale_up(*shared))) + self.floor
+        image = torch.tanh(self.image_out(self.image_up(*shared)).to(x.dtype))
+        scale = F.softplus(self.scale_out(self.scale_up(*shared)).to(x.dtype)) + self.floor
         return image, scale
+
+
+def leaky(h, slope=0.2):
+    """LeakyReLU as a product with 1 or slope, any shape. torch's own brings a second derivative, zero everywhere, that the
+    penalty's double backward would carry through the whole critic: a third of the penalty's work, for nothing."""
+    return h * torch.where(h > 0, h.new_ones(()), h.new_full((), slope))
 
 
 class Critic(nn.Module):
@@ -130,15 +137,16 @@ class Critic(nn.Module):
     def __init__(self, c=1, width=32):
         super().__init__()
         w = [width * 2 ** level for level in range(5)]                        # 32, 64, 128, 256, 512
-        layers = []
-        for i, o in zip([c] + w, w):
-            layers += [nn.Conv2d(i, o, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
-        self.layers = nn.Sequential(*layers, nn.Conv2d(w[-1], 1, 4, padding=1))
+        self.down = nn.ModuleList(nn.Conv2d(i, o, 4, stride=2, padding=1) for i, o in zip([c] + w, w))
+        self.last = nn.Conv2d(w[-1], 1, 4, padding=1)
         he_init(self)
 
     def forward(self, y):
         check_size(y.shape[-1])
-        return self.layers(y).mean(dim=(1, 2, 3))
+        h = y
+        for conv in self.down:
+            h = leaky(conv(h))
+        return self.last(h).to(y.dtype).mean(dim=(1, 2, 3))
 
 
 def layer_table(network, c, d):

@@ -85,7 +85,8 @@ def patch(x, phi):
     size, j1, j2 = (v.to(x.device) for v in phi)
     A = resampling_matrix(size, j1, d, x.dtype).unsqueeze(1)
     B = resampling_matrix(size, j2, d, x.dtype).unsqueeze(1)
-    return A @ x @ B.transpose(-1, -2)
+    with torch.autocast(x.device.type, enabled=False):  # bfloat16 weights would blur by more than a grey level
+        return A @ x @ B.transpose(-1, -2)
 
 
 def main():

@@ -8,7 +8,6 @@ RUN/ gets config.json, log.jsonl and checkpoint.pt (a line and a save per 1 % of
 curves.png and samples/STEP.png.
 """
 import argparse
-import errno
 import json
 import math
 import os
@@ -16,6 +15,7 @@ import pickle
 import signal
 import sys
 import time
+import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from torch import distributed, nn
 
 from baselines import METHODS, OWN_LAM, SCALED, critic_risk, critic_updates, generator_risk, make_generator, more_networks
-from data import draw, fail, load, make_folder, picture_grid, progress, replace_file, to_device, to_unit
+from data import READ_ERRORS, draw, fail, load, make_folder, picture_grid, progress, replace_file, to_device, to_unit
 from losses import critic_loss, critic_slope, generator_loss
 from nets import Critic, check_size
 from patch_op import Phi, patch, sample_phi
@@ -129,8 +129,7 @@ def build(config, checkpoint=None):
         return theta, omega, opt_G, opt_f, streams, {}, 0, 0.0
     restore({**theta, **omega}, checkpoint["networks"])
     restore({"opt_G": opt_G, "opt_f": opt_f}, checkpoint)
-    for name, stream in streams.items():
-        stream.set_state(checkpoint["streams"][name])
+    restore(streams, checkpoint["streams"])
     memory = {name: value.to(device) for name, value in checkpoint["memory"].items()}
     return theta, omega, opt_G, opt_f, streams, memory, checkpoint["step"], checkpoint["seconds"]
 
@@ -171,16 +170,14 @@ def is_first():
     return not distributed.is_initialized() or distributed.get_rank() == 0
 
 
-def join_processes(config):
+def join_processes(device):
     """Under torchrun: joins the other processes; all but the first fall silent."""
     if "WORLD_SIZE" not in os.environ:
         return
-    cuda = torch.device(config["device"]).type == "cuda"
+    cuda = torch.device(device).type == "cuda"
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     distributed.init_process_group("nccl" if cuda else "gloo")
-    if config["batch"] % distributed.get_world_size() or config["method"] == "released":
-        fail("torchrun wants --batch to be a multiple of its processes, and one process for --method released")
     if not is_first():
         sys.stdout = open(os.devnull, "w")
 
@@ -196,9 +193,11 @@ def noting_signals():
         signal.signal(number, signal.SIG_DFL)
     for number in before:
         signal.signal(number, note)
-    yield noted
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 # ---------------------------------------------------------------- what a run leaves behind
@@ -206,13 +205,17 @@ def noting_signals():
 CONTENTS = {"config", "step", "seconds", "memory", "networks", "opt_G", "opt_f", "streams"}  # of a checkpoint
 
 
+def kept(run):
+    """What a run that ends early can go on from, for its last words."""
+    return f"{run}/checkpoint.pt holds the last good state" if (run / "checkpoint.pt").exists() else "no checkpoint was written yet"
+
+
 def stop_unless_finite(run, step, **risks):
     """Ends the run where a risk is NaN or infinite, before such weights are saved. Looking costs one wait for the device
     per generator update: a critic's NaN stays a NaN, so looking at its last update suffices."""
     broken = [name for name, risk in risks.items() if not torch.isfinite(risk)]
     if broken:
-        kept = f"{run}/checkpoint.pt holds the last good state" if (run / "checkpoint.pt").exists() else "no checkpoint was written yet"
-        fail(f"update {step}: {', '.join(broken)} is not finite; {kept}; try a smaller --lr-g, --lr-c or --lam.")
+        fail(f"update {step}: {', '.join(broken)} is not finite; {kept(run)}; try a smaller --lr-g, --lr-c or --lam.")
 
 
 def log(run, config, step, seconds, **values):
@@ -244,29 +247,46 @@ def save(run, checkpoint):
 
 def load_checkpoint(run, device="cpu"):
     """RUN/checkpoint.pt -> dict as train() saved it, or checkpoint_before.pt where that one is damaged or missing;
-    weights_only, so that a file from a stranger cannot run code."""
+    weights_only, so that a file from a stranger cannot run code, and with sound settings."""
     faults = []
     for path in (Path(run) / "checkpoint.pt", Path(run) / "checkpoint_before.pt"):
         try:
+            with zipfile.ZipFile(path) as archive:  # torch.load skips the checksums: most flipped bits would train on unseen
+                if any(entry.compress_type for entry in archive.infolist()) or archive.testzip():
+                    raise ValueError("checksums do not agree")
             checkpoint = torch.load(path, map_location=device, weights_only=True)
-            if CONTENTS <= checkpoint.keys():
-                if faults:
-                    print(f"{faults[0]}; taking {path}, the one before it", file=sys.stderr)
-                return checkpoint
-            faults.append(f"{path}: is no checkpoint of this train.py")
+            if not CONTENTS <= checkpoint.keys():
+                raise ValueError("contents are missing")
+            check_config(checkpoint["config"])
+            if faults:
+                print(f"{faults[0]}; taking {path}, the one before it", file=sys.stderr)
+            return checkpoint
         except (FileNotFoundError, NotADirectoryError):
             faults += [f"{path}: no such checkpoint; give the folder of a run that train.py has written"]
-        except (OSError, RuntimeError, KeyError, ValueError, EOFError, AttributeError, pickle.UnpicklingError) as error:
-            faults.append(f"{path}: is no checkpoint of train.py, or damaged ({type(error).__name__})")
+        except (*READ_ERRORS, LookupError, AttributeError, AssertionError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+            why = error if type(error) is ValueError else type(error).__name__  # torch's own words fill a page
+            faults.append(f"{path}: is no checkpoint of train.py, or damaged ({why})")
     fail(faults[0])
 
 
+def check_config(config):
+    """ValueError unless a checkpoint's settings are all there and could have been given on the command line."""
+    def refuse(reason):
+        raise ValueError(f"its configuration: {reason}")
+    parser = make_parser()
+    parser.error = refuse
+    words = [f"--{flag.replace('_', '-')}" + (f"={value}" if value is not True else "")
+             for flag, value in config.items() if value is not None and value is not False]
+    if vars(parser.parse_args(words)) != config | dict(resume=None, smoke=False, dry_run=False):
+        refuse("other flags than this train.py's, or values of another type")
+
+
 def restore(parts, states):
-    """Puts saved states into networks or optimisers of the same names; one sentence where they do not fit."""
+    """Puts saved states into networks, optimisers or streams of the same names; one sentence where they do not fit."""
     for name, part in parts.items():
         try:
-            part.load_state_dict(states[name])
-        except (RuntimeError, KeyError, ValueError, TypeError) as error:
+            (part.set_state if isinstance(part, torch.Generator) else part.load_state_dict)(states[name])
+        except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
             fail(f"the checkpoint's {name} does not fit its own configuration (--method, --width, --critic-width): {type(error).__name__}; "
                  "it was changed by hand or belongs to another version.")
 
@@ -295,7 +315,7 @@ def draw_curves(run):
             ax.plot([row["step"] for row in rows], [row[name] for row in rows], label=name)
         ax.set_xlabel("generator updates")
         ax.legend()
-    figure.savefig(run / "curves.png", dpi=80)
+    replace_file(run / "curves.png", lambda place: figure.savefig(place, dpi=80, format="png"))
 
 
 # ---------------------------------------------------------------- the command line
@@ -321,7 +341,7 @@ def number(least, strictly):
 
 
 def image_size(text):
-    size = whole(1)(text)
+    size = whole(1, 4096)(text)
     try:
         check_size(size)
     except ValueError as error:
@@ -338,13 +358,13 @@ def make_parser():
     flag("--lam", type=number(0, False), help="weight of the patch or consistency loss (Eq. 6; by grid search in Sec. 3.4), default 10; cut: 1; released: 0.5")
     flag("--p", type=number(0, False), default=10.0, help="weight of the gradient penalty (Sec. 3.4: 10)")
     flag("--size", type=image_size, default=256, help="side d of the images (Sec. 4.1: 256)")
-    flag("--batch", type=whole(1), default=8, help="images in a batch (Sec. 3.4: 8)")
+    flag("--batch", type=whole(1, 4096), default=8, help="images in a batch (Sec. 3.4: 8)")
     flag("--updates", type=whole(1), default=15000, help="generator updates (Sec. 3.4: 15,000)")
     flag("--critic-steps", type=whole(1), default=15, help="critic updates per generator update (Sec. 3.4: 15)")
     flag("--lr-g", type=number(0, True), default=5e-5, help="Adam's learning rate for the generator (Sec. 3.4: 5e-5)")
     flag("--lr-c", type=number(0, True), default=2e-5, help="Adam's learning rate for the critic (Sec. 3.4: 2e-5)")
-    flag("--width", type=whole(1), default=16, help="width of the generator's first level (Sec. 3.4: 8.7 million parameters)")
-    flag("--critic-width", type=whole(1), default=32, help="width of the critic's first level (Sec. 3.4: 2.8 million)")
+    flag("--width", type=whole(1, 256), default=16, help="width of the generator's first level (Sec. 3.4: 8.7 million parameters)")
+    flag("--critic-width", type=whole(1, 512), default=32, help="width of the critic's first level (Sec. 3.4: 2.8 million)")
     flag("--seed", type=whole(0), default=0, help="seed of weights, batches, phi and eps (Sec. 3.4 is silent)")
     flag("--bf16", action="store_true", help="convolutions in bfloat16, penalty and losses in float32 (Sec. 3.4 is silent)")
     flag("--device", help="cuda, cpu or mps; default: cuda where there is one, else cpu (Sec. 3.4 is silent)")
@@ -359,9 +379,11 @@ def make_parser():
 def pick_device(name):
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
+        if name not in ("cpu", "mps") and torch.device(name).type != "cuda":  # torch knows more, which nobody has tried here
+            raise RuntimeError
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError):  # torch without CUDA asserts
-        fail(f"--device {name}: this machine has no such device; use --device cpu.")
+        fail(f"--device {name}: this machine has no such device, or no memory left on it; use --device cpu.")
     return name
 
 
@@ -403,17 +425,21 @@ def main():
     if not checkpoint and not args.dry_run and any(run.glob("checkpoint*.pt")):
         fail(f"{run}: already holds a run; go on with --resume {run}, or choose another --out.")
 
-    join_processes(config)
+    join_processes(config["device"])
+    if distributed.is_initialized() and (config["batch"] % distributed.get_world_size() or config["method"] == "released"):
+        fail("torchrun wants a --batch that its processes can share evenly, and just one process for --method released.")
     for flag, value in config.items():
         print(f"  {flag:<14}{value}")
-    slices = load(config["data"], config["size"])
-    if args.dry_run:
-        return dry_run(config, slices)
-    make_folder(run)
-    if is_first():
-        replace_file(run / "config.json", lambda place: place.write_text(json.dumps(config, indent=2) + "\n"))
-        drop_log_after(run, checkpoint["step"] if checkpoint else 0)
     try:
+        slices = load(config["data"], config["size"])
+        if args.dry_run:
+            return dry_run(config, slices)
+        make_folder(run)
+        if is_first():
+            drop_log_after(run, checkpoint["step"] if checkpoint else 0)
+            replace_file(run / "config.json", lambda place: place.write_text(json.dumps(config, indent=2) + "\n"))
+            if checkpoint:  # in place of checkpoint.pt, or save() would take a damaged one for the one before
+                replace_file(run / "checkpoint.pt", lambda place: torch.save(checkpoint, place))
         with noting_signals() as signals:
             train(config, slices, run, checkpoint, signals)
     except (OSError, MemoryError, RuntimeError) as error:
@@ -424,20 +450,24 @@ def main():
 
 
 def explain(error, run):
-    """A full disk and a lack of memory are the user's to mend and get a sentence; everything else is a bug of ours."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
-        fail(f"{run}: cannot be written ({error.strerror}); the last checkpoint is whole: make room, then --resume {run}.")
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
-        fail("out of memory: choose a smaller --batch, --size or --width; a checkpoint that was written is whole.")
+    """A full or lost disk and a lack of memory are the user's to mend and get a sentence; everything else is a bug of ours."""
+    if isinstance(error, OSError):
+        fail(f"{error.filename or run}: cannot be written ({error.strerror or error}); {kept(run)}; make room and go on.")
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
+            said in str(error) for said in ("can't allocate memory", "out of memory", "ALLOC_FAILED")):
+        fail(f"out of memory: choose a smaller --batch, --size or --width; {kept(run)}.")
     raise error
 
 
 def drop_log_after(run, step):
     """Drops the lines that a killed run logged after its last checkpoint, or cut short: they will be written again."""
     if (run / "log.jsonl").exists():
-        lines = (run / "log.jsonl").read_text().splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        replace_file(run / "log.jsonl", lambda place: place.write_text("".join(kept)))
+        try:
+            lines = (run / "log.jsonl").read_text().splitlines(keepends=True)
+            before = "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
+        except (ValueError, LookupError, TypeError):
+            fail(f"{run}/log.jsonl: was not written by train.py, or is damaged; move it away, or choose another --out.")
+        replace_file(run / "log.jsonl", lambda place: place.write_text(before))
 
 
 if __name__ == "__main__":

@@ -484,3 +484,19 @@ def test_no_gradient_reaches_a_generator_in_a_critics_update():
         critics = {k: v for k, v in omega.items() if k == "f" or k == {"cyclegan": "g", "ugac": "g", "gcgan": "f_T", "uagc": "f_T"}.get(method)}
         risk = baselines.critic_risk(method, theta, critics, X, Y, PHI, EPS, 3.0, {}, torch.Generator())
         assert torch.autograd.grad(risk, gain, allow_unused=True)[0] is None if risk.requires_grad else True, method
+
+
+# ---------------------------------------------------------------- the README's table
+
+def test_the_readme_counts_passes_work_and_weights(request):
+    """1 + 1, 2 + 4 half, 2 in two: the sum of the numbers, or the first, is the count."""
+    text = (request.config.rootpath / "README.md").read_text().split("## The compared methods")[1].split("\n## ")[0]
+    table = {cells[0]: cells[1:] for cells in ([c.strip() for c in line.strip("|").split("|")] for line in text.splitlines())
+             if cells[0] in METHODS and len(cells) == 7}
+    assert set(table) == set(METHODS)
+    whole = lambda cell: sum(int(word) for word in cell.replace(" in two", "").split() if word.isdigit())
+    once = flops("pi")
+    for method, (*counts, work, weights) in table.items():
+        found = passes(method)
+        assert [whole(cell) for cell in counts] == [*found["critic"], *found["generator"]], method
+        assert work == f"{flops(method) / once:.2f}" and weights == f"{weights_trained(method) / 1e6:.2f} M", method

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 import losses
 import nets
+from patch_op import patch
 from test_patch_op import naive_patch, noise, phi_of
 
 X, Y, FAKE = noise(3, 1, 5, 5, seed=1), noise(3, 1, 5, 5, seed=2), noise(3, 1, 5, 5, seed=3)
@@ -282,3 +283,17 @@ def test_the_drawing_of_eq9_finds_every_scale_at_its_residual(monkeypatch, tmp_p
     assert len(found) == 3 and all(float(scale) == pytest.approx(float(residual), rel=0.05) for residual, scale in found)
     floor, = (line for line in figures[0].axes[0].lines if line.get_label().startswith("floor"))
     assert set(floor.get_xdata()) == {nets.ONE_GREY_LEVEL}
+
+
+def test_bfloat16_reaches_the_networks_and_neither_patches_nor_slopes():
+    torch.manual_seed(0)
+    G, f = nets.UNet(width=2), nets.Critic(width=2)
+    x, y = (torch.rand(2, 1, 64, 64) * 2 - 1 for _ in range(2))
+    phi, eps = phi_of((50, 3, 7), (60, 0, 4)), torch.full((2, 1, 1, 1), 0.3)
+    plain = patch(x, phi), losses.critic_slope(f, y, x, eps), f(y), G.image(x), G(x)[1]
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = patch(x, phi), losses.critic_slope(f, y, x, eps), f(y), G.image(x), G(x)[1]
+        risk = losses.critic_loss(f, y, x, phi, eps) + losses.generator_loss(f, G, x, phi, 10.0)[0]
+    assert all(u.dtype == v.dtype == torch.float32 for u, v in zip(plain, rough)) and risk.dtype == torch.float32
+    assert [torch.equal(u, v) for u, v in zip(plain, rough)] == [True, True, False, False, False]
+    assert all((u - v).abs().mean() < 0.05 for u, v in zip(plain, rough))

@@ -74,8 +74,8 @@ def test_images_in_a_batch_do_not_see_each_other():
 def test_the_critic_averages_its_map_to_one_number_per_image():
     for d in (64, 128, 256):  # maps of 1x1, 3x3 and 7x7: a sum would show
         f = small(nets.Critic, width=1)
-        torch.nn.init.zeros_(f.layers[-1].weight)
-        torch.nn.init.constant_(f.layers[-1].bias, 1.5)
+        torch.nn.init.zeros_(f.last.weight)
+        torch.nn.init.constant_(f.last.bias, 1.5)
         assert torch.equal(f(batch(2, d)), torch.full((2,), 1.5))
 
 
@@ -143,3 +143,22 @@ def test_the_printed_table_counts_in_millions(monkeypatch, capsys):
     for (_, parameters, mflop), network in zip(total, (nets.UNet(), nets.Critic()), strict=True):
         rows = nets.layer_table(network, 1, 64)
         assert parameters == f"{sum(r[2] for r in rows):,}" and mflop == f"{sum(r[3] for r in rows) / 1e6:.1f}"
+
+
+def test_leaky_is_torchs_with_slope_one_fifth_in_every_float_type_and_has_no_second_derivative():
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        h = torch.tensor([-3.0, -0.5, 0.0, 0.5, 3.0], dtype=dtype, requires_grad=True)
+        expected, found = torch.nn.functional.leaky_relu(h, 0.2), nets.leaky(h)
+        assert found.dtype == dtype and torch.allclose(found, expected, rtol=1e-15 if dtype == torch.float64 else 1e-2, atol=0)
+        gradient, = torch.autograd.grad(found.sum(), h, create_graph=True)
+        assert torch.equal(gradient, torch.autograd.grad(expected.sum(), h)[0]) and not gradient.requires_grad
+
+
+def test_the_critic_is_six_convolutions_with_leaky_in_between():
+    torch.manual_seed(0)
+    f, y = nets.Critic(width=2).double(), torch.rand(2, 1, 64, 64, dtype=torch.float64) - 0.5
+    h = y
+    for conv in f.down:
+        h = torch.nn.functional.leaky_relu(torch.nn.functional.conv2d(h, conv.weight, conv.bias, stride=2, padding=1), 0.2)
+    expected = torch.nn.functional.conv2d(h, f.last.weight, f.last.bias, padding=1).mean(dim=(1, 2, 3))
+    assert len(f.down) == 5 and torch.allclose(f(y), expected, rtol=1e-12)

@@ -433,7 +433,7 @@ def test_damaged_checkpoints_and_odd_resumes_end_in_one_sentence(monkeypatch, tm
 def test_either_network_has_its_own_width():
     theta, omega, *_ = train.build(TINY | {"width": 2, "critic_width": 3})
     G, f = theta["G"], omega["f"]
-    assert G.down[0][0][0].out_channels == 2 and f.layers[0].out_channels == 3
+    assert G.down[0][0][0].out_channels == 2 and f.down[0].out_channels == 3
 
 
 def test_the_seed_moves_both_networks_and_every_stream():
@@ -523,7 +523,7 @@ def test_a_crash_while_saving_leaves_the_old_checkpoint_whole(tmp_path):
         Path(path).write_bytes(b"half a file")
         raise KeyboardInterrupt
 
-    train.save(tmp_path, dict.fromkeys(train.CONTENTS, 1))
+    train.save(tmp_path, dict.fromkeys(train.CONTENTS, 1) | {"config": TINY})
     with replaced.object(torch, "save", dies), pytest.raises(KeyboardInterrupt):
         train.save(tmp_path, {"step": 2})
     assert train.load_checkpoint(tmp_path)["step"] == 1
