@@ -11,14 +11,12 @@
     released    Eq. 5 and Eq. 9 as the authors' public code has them; README, "Paper, released code, ours"
 
 H: Y -> X is an inverse generator, g a critic on X, f_T one on mirrored images, F the heads of CUT. Every critic pays
-Eq. 2, every generator Eq. 3. |.| is the mean over pixels and batch. pi, uapi and gcgan, uagc are one equation,
-|G(T(x)) - T(G(x))|, with two transforms: uagc, which the paper does not have, tells the effect of the patches from that of
-the likelihood. Networks, penalty, optimisers and the number of updates are the same for all, whatever the methods' own
-recipes: CUT's is a ResNet of 11 million parameters, a least squares GAN and 400 epochs.
+Eq. 2, every generator Eq. 3. |.| is the mean over pixels and batch. pi and gcgan are one equation, |G(T(x)) - T(G(x))|,
+with two transforms; so uagc, which the paper does not have, tells the effect of patches from that of the likelihood.
+Networks, penalty, optimisers and number of updates are the same for all, whatever the methods' own recipes.
 """
 import torch
 from torch import nn
-from torch.nn import functional
 
 from losses import critic_slope, patch_l1, patch_laplace, wasserstein_critic_loss, wasserstein_generator_loss
 from nets import Critic, UNet, Up, conv3, he_init
@@ -31,23 +29,12 @@ OWN_LAM = {"cut": 1.0, "released": 0.5}        # where another weight than 10 is
 
 # ---------------------------------------------------------------- cycleGAN (Zhu et al., 2017)
 
-def cyclegan_critic_loss(f, g, x, y, fake_x, fake_y, eps, p=10.0):
-    """Two critics' risks, one for each direction.
-
-    l_cri = C(f; y, G(x)) + C(g; x, H(y)),   C(f; y, y^) = Eq. 2
-
-    x, y, fake_x = H(y), fake_y = G(x) [b,1,d,d] in [-1,1], fakes detached; eps [b,1,1,1], the same for both -> scalar.
-    """
-    return wasserstein_critic_loss(f, y, fake_y, eps, p) + wasserstein_critic_loss(g, x, fake_x, eps, p)
-
-
 def cyclegan_generator_loss(f, g, G, H, x, y, lam):
     """There and back again: each generator must undo the other (Sec. 4.2).
 
     l_gen = -f(G(x)) - g(H(y)) + lam ( |H(G(x)) - x| + |G(H(y)) - y| )
 
-    x, y [b,1,d,d] in [-1,1]; G, H with image(.) -> scalar, minimised over both generators, and its terms. Identity and
-    cycle weights of the original: 5 and 10, with a least squares GAN; here no identity term, as in Sec. 2.2.
+    x, y [b,1,d,d] in [-1,1]; G, H with image(.) -> scalar, minimised over both generators, and its terms.
     """
     fake_y, fake_x = G.image(x), H.image(y)
     adversarial = wasserstein_generator_loss(f, fake_y) + wasserstein_generator_loss(g, fake_x)
@@ -64,7 +51,6 @@ class ThreeHeadedUNet(UNet):
 
     x [b,1,d,d] in [-1,1] -> image in [-1,1], alpha > 0 in the units of image, beta in (0.1,4]; each [b,1,d,d].
     """
-
     def __init__(self, width=16):
         super().__init__(width=width, floor=1e-3)
         self.beta_up, self.beta_out = Up(width), conv3(width, 1)
@@ -74,8 +60,8 @@ class ThreeHeadedUNet(UNet):
     def forward(self, x):
         shared = self.trunk(x)
         image = torch.tanh(self.image_out(self.image_up(*shared)).to(x.dtype))
-        alpha = functional.softplus(self.scale_out(self.scale_up(*shared)).to(x.dtype)) + self.floor
-        beta = (functional.softplus(self.beta_out(self.beta_up(*shared)).to(x.dtype)) + 0.1).clamp(max=4)
+        alpha = nn.functional.softplus(self.scale_out(self.scale_up(*shared)).to(x.dtype)) + self.floor
+        beta = (nn.functional.softplus(self.beta_out(self.beta_up(*shared)).to(x.dtype)) + 0.1).clamp(max=4)
         return image, alpha, beta
 
 
@@ -85,7 +71,7 @@ def generalized_gaussian(r, alpha, beta):
     -log p = (|r| / alpha)^beta - log(beta / alpha) + log Gamma(1 / beta)     (+ log 2, a constant that is left out)
 
     r, alpha > 0, beta > 0: one shape -> scalar, the mean. |r| is at least 1e-6: the power's slope is infinite at 0 for
-    beta < 1. UGAC's public code multiplies by beta instead of the power; then beta has no reason to leave 0.684.
+    beta < 1. UGAC's public code multiplies by beta instead of the power; then beta runs to 0.684 everywhere.
     """
     return ((r.abs().clamp(min=1e-6) / alpha) ** beta - (beta / alpha).log() + torch.lgamma(1 / beta)).mean()
 
@@ -104,9 +90,9 @@ def ugac_generator_loss(f, g, G, H, x, y, lam, w1=1.0, w2=0.015):
     adversarial = wasserstein_generator_loss(f, fake_y) + wasserstein_generator_loss(g, fake_x)
     cycle = (back_x - x).abs().mean() + (back_y - y).abs().mean()
     likelihood = generalized_gaussian(back_x - x, alpha_x, beta_x) + generalized_gaussian(back_y - y, alpha, beta)
-    terms = {"adversarial": adversarial, "consistency": w1 * cycle + w2 * likelihood, "residual": cycle / 2,
-             "scale_mean": alpha.mean(), "scale_min": alpha.min(), "beta_mean": beta.mean()}
-    return adversarial + lam * (w1 * cycle + w2 * likelihood), terms
+    consistency = w1 * cycle + w2 * likelihood
+    return adversarial + lam * consistency, {"adversarial": adversarial, "consistency": consistency, "residual": cycle / 2,
+                                             "scale_mean": alpha.mean(), "scale_min": alpha.min(), "beta_mean": beta.mean()}
 
 
 # ---------------------------------------------------------------- gcGAN (Fu et al., 2019), and with a scale: uagc
@@ -116,16 +102,6 @@ def T(x):
     return x.flip(-1)
 
 
-def gcgan_critic_loss(f, f_T, y, fake, fake_T, eps, p=10.0):
-    """One critic for images as they are, one for mirrored images.
-
-    l_cri = C(f; y, G(x)) + C(f_T; T(y), G(T(x))),   C(f; y, y^) = Eq. 2
-
-    y, fake = G(x), fake_T = G(T(x)) [b,1,d,d] in [-1,1], fakes detached; eps [b,1,1,1], the same for both -> scalar.
-    """
-    return wasserstein_critic_loss(f, y, fake, eps, p) + wasserstein_critic_loss(f_T, T(y), fake_T, eps, p)
-
-
 def gcgan_generator_loss(f, f_T, G, x, lam, uncertainty=False):
     """Mirroring before or after the translation must give the same (Sec. 4.2).
 
@@ -133,7 +109,6 @@ def gcgan_generator_loss(f, f_T, G, x, lam, uncertainty=False):
     l_gen = -f(G(x)) - f_T(G(T(x))) + lam l_patch(a, b, G^sigma(T(x)))           (True, uagc: Eq. 9 with T for P)
 
     with a = T(G(x)), b = G(T(x)). x [b,1,d,d] in [-1,1]; G(x) -> image, scale -> scalar and its terms.
-    The original has a second, equal term, mirrored; T is its own inverse, so the two are one number.
     """
     image = G.image(x)
     b, scale = G(T(x)) if uncertainty else (G.image(T(x)), None)
@@ -149,7 +124,7 @@ def gcgan_generator_loss(f, f_T, G, x, lam, uncertainty=False):
 # ---------------------------------------------------------------- CUT (Park et al., 2020)
 
 def make_heads(width):
-    """F: for the raw image and four stages of G's encoder, two layers from its channels to 256 numbers."""
+    """F: from the channels of the image and of four stages of G's encoder to 256 numbers."""
     channels = (1, width, 2 * width, 4 * width, 8 * width)
     return nn.ModuleList(nn.Sequential(nn.Linear(c, 256), nn.ReLU(), nn.Linear(256, 256)) for c in channels)
 
@@ -163,7 +138,7 @@ def features(G, F, image, places):
     """image [b,1,d,d] -> for each layer the chosen places as unit vectors, list of [b,S,256]."""
     layers = [image, *G.encode(image, stages=4)]
     chosen = [layer.flatten(2)[:, :, place.to(image.device)].transpose(1, 2) for layer, place in zip(layers, places)]
-    return [functional.normalize(head(vectors), dim=2) for head, vectors in zip(F, chosen)]
+    return [nn.functional.normalize(head(vectors), dim=2) for head, vectors in zip(F, chosen)]
 
 
 def nce(q, k, tau=0.07):
@@ -175,7 +150,7 @@ def nce(q, k, tau=0.07):
     """
     similarity = q @ k.transpose(1, 2) / tau
     own = torch.arange(q.shape[1], device=q.device).repeat(len(q))
-    return functional.cross_entropy(similarity.flatten(0, 1), own)
+    return nn.functional.cross_entropy(similarity.flatten(0, 1), own)
 
 
 def cut_generator_loss(f, G, F, x, y, places, lam):
@@ -198,19 +173,15 @@ def cut_generator_loss(f, G, F, x, y, places, lam):
 
 # ---------------------------------------------------------------- UAPI as released
 
-CELLS = 25  # of the released critic's map at 128x128
-
-
 def released_critic_loss(f, y, fake, eps, p=10.0):
     """The released critic's risk; it moves twice an iteration, on whole images, then on patches.
 
     l_cri = f(fake) - f(y) + p ( (|| 25 grad f(y~) ||_2 - 1)_+ )^2 + 5e-4 (f(y)^2 + f(fake)^2),   mean over the batch
 
-    y, fake: y and G(x), or P(y) and G(P(x)), [b,1,d,d]; eps [b,1,1,1] -> scalar. 25: that penalty differentiates the
-    sum of a 5x5 map whose mean is f.
+    y, fake: y and G(x), or P(y) and G(P(x)), [b,1,d,d]; eps [b,1,1,1] -> scalar. 25 f is the sum of the 5x5 map.
     """
     f_fake, f_y = f(torch.cat([fake, y])).chunk(2)
-    penalty = (CELLS * critic_slope(f, y, fake, eps) - 1).clamp(min=0).square().mean()
+    penalty = (25 * critic_slope(f, y, fake, eps) - 1).clamp(min=0).square().mean()
     return (f_fake - f_y).mean() + p * penalty + 5e-4 * (f_y.square() + f_fake.square()).mean()
 
 
@@ -219,10 +190,9 @@ def released_laplace(a, b, scale):
 
     t = |b - a| / s;   mean of  ( t  if t <= 2 else 2 + log(t - 1) ) + log(1 + 2s)
 
-    a, b, scale > 0 [b,1,d,d] -> scalar >= 0.
+    a, b, scale > 0 [b,1,d,d] -> scalar >= 0. The clamp is there since torch.where passes a NaN of the branch not taken.
     """
     t = (b - a).abs() / scale
-    # clamp: torch.where passes the NaN gradient of the branch that it does not take
     return (torch.where(t <= 2, t, 2 + (t.clamp(min=2) - 1).log()) + (1 + 2 * scale).log()).mean()
 
 
@@ -244,14 +214,14 @@ def released_generator_loss(f, G, x, phi, lam):
 
 
 def swap_with_history(fakes, memory, generator, most=50):
-    """A pool of 50 earlier fakes: each fake is handed over, or, once the pool is full, with probability 1/2 an old one
-    in whose place it stays. fakes [b,1,d,d]; memory: dict that keeps the pool under "pool" -> [b,1,d,d]."""
+    """A pool of 50 earlier fakes: each fake is handed over or, once the pool is full, with probability 1/2 an old one in
+    whose place it stays. fakes [b,1,d,d]; memory keeps the pool -> [b,1,d,d]."""
     pool = memory.get("pool", fakes[:0])
     room = most - len(pool)
     pool, out = torch.cat([pool, fakes[:room]]), fakes.clone()
     for n in range(min(room, len(fakes)), len(fakes)):
-        swap, place = torch.rand(1, generator=generator) < 0.5, torch.randint(most, (1,), generator=generator).item()
-        if swap:
+        place = torch.randint(2 * most, (1,), generator=generator).item()
+        if place < most:
             out[n], pool[place] = pool[place].clone(), fakes[n]
     memory["pool"] = pool
     return out
@@ -264,7 +234,7 @@ def make_generator(method, width):
 
 
 def more_networks(method, width, critic_width):
-    """What a method trains beside G and f: ({name: generator}, {name: critic})."""
+    """What a method trains beside G and f -> ({name: network of theta}, {name: critic})."""
     if method in ("cyclegan", "ugac"):
         return {"H": make_generator(method, width)}, {"g": Critic(width=critic_width)}
     if method in ("gcgan", "uagc"):
@@ -273,8 +243,7 @@ def more_networks(method, width, critic_width):
 
 
 def critic_updates(method, n_c, step):
-    """n_c; for released twice that, since its critic moves twice an iteration, and again twice during its first 1 %
-    (the first 150 of 15,000 generator updates)."""
+    """n_c; for released twice that, since its critic moves twice an iteration, and four times that in the first 150 steps."""
     return n_c * (4 if step < 150 else 2) if method == "released" else n_c
 
 
@@ -292,20 +261,24 @@ def released_turn(G, x, y, phi, memory, stream):
 
 
 def critic_risk(method, theta, omega, x, y, phi, eps, p, memory, stream):
-    """One critic update's risk of any method above. theta, omega: the networks by name; x, y [b,1,d,d]; memory: what
-    released keeps from update to update -> scalar."""
+    """One critic update's risk: Eq. 2 for every triple (critic; real, fake) of the method, fakes detached.
+
+    l_cri = sum over triples of C(f; y, y^),   C = Eq. 2
+
+    theta, omega: the networks by name; x, y [b,1,d,d] in [-1,1]; eps [b,1,1,1], the same for all critics; phi, memory,
+    stream: for released, which has another risk -> scalar.
+    """
     G, f = theta["G"], omega["f"]
     if method == "released":
         y, fake = released_turn(G, x, y, phi, memory, stream)
         return released_critic_loss(f, y, fake, eps, p)
     with torch.no_grad():
-        fake = G.image(x)
-        other = theta["H"].image(y) if "H" in theta else G.image(T(x)) if "f_T" in omega else None
-    if method in ("cyclegan", "ugac"):
-        return cyclegan_critic_loss(f, omega["g"], x, y, other, fake, eps, p)
-    if method in ("gcgan", "uagc"):
-        return gcgan_critic_loss(f, omega["f_T"], y, fake, other, eps, p)
-    return wasserstein_critic_loss(f, y, fake, eps, p)
+        triples = [(f, y, G.image(x))]
+        if method in ("cyclegan", "ugac"):
+            triples.append((omega["g"], x, theta["H"].image(y)))
+        if method in ("gcgan", "uagc"):
+            triples.append((omega["f_T"], T(y), G.image(T(x))))
+    return sum(wasserstein_critic_loss(critic, real, fake, eps, p) for critic, real, fake in triples)
 
 
 def generator_risk(method, theta, omega, x, y, phi, lam, memory, stream):
@@ -321,7 +294,7 @@ def generator_risk(method, theta, omega, x, y, phi, lam, memory, stream):
         risk, terms = cut_generator_loss(f, G, theta["F"], x, y, draw_places(x.shape[-1], stream), lam)
     else:
         risk, terms = released_generator_loss(f, G, x, phi, lam)
-        pool = memory.pop("pool")
-        memory.clear()
-        memory.update(pool=pool, last_x=x)
+        for name in set(memory) - {"pool"}:
+            del memory[name]
+        memory["last_x"] = x
     return risk, {name: term.detach() for name, term in terms.items()}

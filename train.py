@@ -13,6 +13,7 @@ import math
 import os
 import pickle
 import signal
+import struct
 import sys
 import time
 import zipfile
@@ -251,8 +252,8 @@ def load_checkpoint(run, device="cpu"):
     faults = []
     for path in (Path(run) / "checkpoint.pt", Path(run) / "checkpoint_before.pt"):
         try:
-            with zipfile.ZipFile(path) as archive:  # torch.load skips the checksums: most flipped bits would train on unseen
-                if any(entry.compress_type for entry in archive.infolist()) or archive.testzip():
+            with zipfile.ZipFile(path) as archive:  # torch.load looks at no checksum, and fills what is marked a folder with garbage
+                if any(entry.compress_type or entry.external_attr for entry in archive.infolist()) or archive.testzip():
                     raise ValueError("checksums do not agree")
             checkpoint = torch.load(path, map_location=device, weights_only=True)
             if not CONTENTS <= checkpoint.keys():
@@ -263,7 +264,7 @@ def load_checkpoint(run, device="cpu"):
             return checkpoint
         except (FileNotFoundError, NotADirectoryError):
             faults += [f"{path}: no such checkpoint; give the folder of a run that train.py has written"]
-        except (*READ_ERRORS, LookupError, AttributeError, AssertionError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        except (*READ_ERRORS, LookupError, AttributeError, AssertionError, struct.error, pickle.UnpicklingError, zipfile.BadZipFile) as error:
             why = error if type(error) is ValueError else type(error).__name__  # torch's own words fill a page
             faults.append(f"{path}: is no checkpoint of train.py, or damaged ({why})")
     fail(faults[0])
