@@ -171,6 +171,10 @@ def test_archives_become_slices_that_train_and_are_evaluated(tmp_path, run):
     assert [p.name for p in (tmp_path / "evaluation_ct").iterdir()] == ["fig5_translations.png"]
 
 
+def test_the_mutants_are_counted_right():
+    assert f"holds {len(importlib.import_module('mutants').MUTANTS)} mistakes" in README
+
+
 def test_ci_runs_the_readmes_test_command_and_nothing_else():
     line = next(line for line in README.splitlines() if re.match("python3 -m venv .*pytest", line))
     assert line.endswith("&& python -m pytest -q tests") and "requirements.txt" in line
