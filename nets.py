@@ -34,6 +34,16 @@ def check_size(d):
         raise ValueError(f"the image size must be a multiple of 32 from 64 up, not {d}: choose 64, 96, 128, 256 or the like")
 
 
+def with_speck(x):
+    """Raises the middle pixel of constant images by one grey level, [b,c,d,d] -> same shape. A constant image has no variance,
+    so that each of some twenty instance norms multiplies the gradient by 1/sqrt(1e-5) = 316: it overflows, and one black
+    slice would end a run. With a speck the image is normal after the first norm."""
+    constant = x.amax(dim=(1, 2, 3), keepdim=True) == x.amin(dim=(1, 2, 3), keepdim=True)
+    speck = torch.zeros_like(x[:1])
+    speck[..., x.shape[-1] // 2, x.shape[-1] // 2] = ONE_GREY_LEVEL
+    return x + constant * speck
+
+
 def conv3(c_in, c_out):
     # Zeros would frame the image in mid-grey, 0 in [-1,1]: a crop would wear that frame where the whole image has
     # anatomy, and the patch loss would punish it. Reflection lets a border look like what lies beside it.
@@ -95,7 +105,7 @@ class UNet(nn.Module):
     def encode(self, x, stages=6):
         """x [b,c_in,d,d] -> the encoder's first stages, finest first: [b,w,d,d], [b,2w,d/2,d/2], ..., [b,32w,d/32,d/32]."""
         check_size(x.shape[-1])
-        found = [self.down[0](x)]
+        found = [self.down[0](with_speck(x) if torch.is_grad_enabled() else x)]
         for block in self.down[1:stages]:
             found.append(block(F.max_pool2d(found[-1], 2)))
         return found

@@ -203,6 +203,7 @@ def noting_signals():
 
 # ---------------------------------------------------------------- what a run leaves behind
 
+CHECKPOINTS = ("checkpoint.pt", "checkpoint_before.pt")
 CONTENTS = {"config", "step", "seconds", "memory", "networks", "opt_G", "opt_f", "streams"}  # of a checkpoint
 
 
@@ -250,10 +251,10 @@ def load_checkpoint(run, device="cpu"):
     """RUN/checkpoint.pt -> dict as train() saved it, or checkpoint_before.pt where that one is damaged or missing;
     weights_only, so that a file from a stranger cannot run code, and with sound settings."""
     faults = []
-    for path in (Path(run) / "checkpoint.pt", Path(run) / "checkpoint_before.pt"):
+    for path in (Path(run) / name for name in CHECKPOINTS):
         try:
             with zipfile.ZipFile(path) as archive:  # torch.load looks at no checksum, and fills what is marked a folder with garbage
-                if any(entry.compress_type or entry.external_attr for entry in archive.infolist()) or archive.testzip():
+                if any(entry.compress_type or entry.external_attr & 16 for entry in archive.infolist()) or archive.testzip():
                     raise ValueError("checksums do not agree")
             checkpoint = torch.load(path, map_location=device, weights_only=True)
             if not CONTENTS <= checkpoint.keys():
@@ -423,7 +424,7 @@ def main():
         config["lam"] = OWN_LAM.get(config["method"], 10.0)
     config["out"] = config["out"] or f"runs/{Path(config['data']).stem}_{config['method']}_lam{config['lam']:g}_seed{config['seed']}"
     run = Path(args.resume or config["out"])
-    if not checkpoint and not args.dry_run and any(run.glob("checkpoint*.pt")):
+    if not checkpoint and not args.dry_run and any(os.path.exists(run / name) for name in CHECKPOINTS):
         fail(f"{run}: already holds a run; go on with --resume {run}, or choose another --out.")
 
     join_processes(config["device"])

@@ -82,8 +82,18 @@ def test_the_critic_averages_its_map_to_one_number_per_image():
 def test_a_constant_image_gets_no_frame():
     # Zero padding would draw one: 0 is mid-grey in [-1,1].
     for value in (-1.0, 0.3):
-        for out in small(nets.UNet, width=2)(torch.full((1, 1, 64, 64), value)):
-            assert out.max() - out.min() < 1e-6
+        with torch.no_grad():
+            for out in small(nets.UNet, width=2)(torch.full((1, 1, 64, 64), value)):
+                assert out.max() - out.min() < 1e-6
+
+
+def test_constant_images_alone_get_a_speck_and_only_where_a_gradient_is_wanted():
+    x = torch.cat([batch(2, 64), torch.full((1, 1, 64, 64), -1.0)])
+    out = nets.with_speck(x)
+    assert torch.equal(out[:2], x[:2]) and out[2, 0, 32, 32] == x[2, 0, 32, 32] + 1 / 127.5 and (out[2] != x[2]).sum() == 1
+    G = small(nets.UNet, width=1)
+    G.image(x).square().mean().backward()
+    assert all(torch.isfinite(w.grad).all() for w in G.down.parameters())
 
 
 def test_outputs_keep_the_shape_for_every_allowed_size_and_channel_count():
