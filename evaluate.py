@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from baselines import SCALED, make_generator
 from data import fail, fit, load, make_folder, patient, picture_grid, progress, read_grey, replace_file, to_unit
-from train import is_first, join_processes, load_checkpoint, pick_device, restore
+from train import is_first, join_processes, keep_memory, load_checkpoint, pick_device, restore
 
 SCENARIOS = ("GN0", "GN5", "GN10", "GN20", "IP2", "IP5", "IP10")
 BATCH = 32
@@ -487,6 +487,7 @@ def main():
     args = parser.parse_args()
     if bool(args.data) == bool(args.image):
         fail("give either --data (a data set to judge by) or --image (one picture to translate).")
+    keep_memory()
     device, out = pick_device(args.device), Path(args.out)
     if args.data:
         join_processes(device)

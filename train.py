@@ -8,6 +8,7 @@ RUN/ gets config.json, log.jsonl and checkpoint.pt (a line and a save per 1 % of
 curves.png and samples/STEP.png.
 """
 import argparse
+import ctypes
 import json
 import math
 import os
@@ -378,6 +379,15 @@ def make_parser():
     return parser
 
 
+def keep_memory():
+    """Tells glibc to keep freed memory. It gives blocks above 32 MB, such as one level of a 256x256 batch, back to the system
+    and waits for fresh pages at the next use: a third of the time on a CPU. Elsewhere nothing happens."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(-4, 0)   # M_MMAP_MAX: no block gets a mapping of its own
+        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: what was freed is never given back
+
+
 def pick_device(name):
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -419,6 +429,7 @@ def main():
             fail(f"--resume goes on with the run's own settings; leave out {', '.join('--' + flag.replace('_', '-') for flag in other)}.")
     if not config["data"]:
         fail("nothing to train on: give --data a folder of slices, an .h5 file or the word phantom, or try --smoke.")
+    keep_memory()
     config["device"] = pick_device(config["device"])
     if config["lam"] is None:
         config["lam"] = OWN_LAM.get(config["method"], 10.0)

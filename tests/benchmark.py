@@ -40,7 +40,7 @@ from evaluate import perturb_all, score, translate
 from losses import critic_loss, generator_loss, gradient_penalty, patch_laplace
 from nets import Critic, UNet, layer_table
 from patch_op import sample_phi
-from train import build, image_size, make_parser, pick_device, whole
+from train import build, image_size, keep_memory, make_parser, pick_device, whole
 
 PARTS = ("data", "generator forward", "critic", "penalty", "generator step", "optimisers")
 
@@ -232,6 +232,7 @@ def main():
     if args.job:
         job, config = json.loads(args.job)
         torch.set_num_threads(config["threads"])
+        keep_memory()
         return print(json.dumps(measure(config) if job == "time" else peak(config, job)))
 
     machine = {"torch": torch.__version__, "device": pick_device(args.device), "threads": args.threads or torch.get_num_threads(),
