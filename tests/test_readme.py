@@ -83,11 +83,11 @@ def test_the_loop_fits_on_one_screen():
 
 def test_every_flag_that_the_readme_uses_exists():
     known = set()
-    for program in ("train", "evaluate", "data", "patch_op", "nets", "prepare"):
+    for program in ("train", "evaluate", "data", "patch_op", "nets", "prepare", "tests/benchmark"):
         known |= set(re.findall(r'"(--[a-z0-9_-]+)"', (ROOT / f"{program}.py").read_text()))
     used = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9_-]+", README))
-    torchruns = {"--standalone", "--nproc_per_node", "--nnodes", "--node_rank", "--rdzv_endpoint"}
-    assert used <= known | torchruns, used - known
+    others = {"--dist", "--standalone", "--nproc_per_node", "--nnodes", "--node_rank", "--rdzv_endpoint"}  # pytest's, torchrun's
+    assert used <= known | others, used - known
 
 
 def tiny(line):
@@ -210,6 +210,13 @@ def test_what_is_said_of_the_maps_is_stored_too():
         again = found["rescaled"]
         assert [ause, c] == [f"{found['sparsification']['ause']:.3f}", f"{again['c']:.2f}"]
         assert [before, after] == [f"{again[key]['ece']:.3f}" for key in ("before", "after")]
+
+
+def test_what_is_said_of_the_phantoms_noise_is_stored_too():
+    noise = json.loads((ROOT / "results/phantom_smoke.json").read_text())["runs"]["smoke"]["uncertainty"]["noise"]
+    said = [f"{noise[where][key]:.2f}" for where in ("whole", "foreground") for key in ("pearson_image", "pearson_pixel")]
+    assert "at {} per image and {} per pixel (foreground {} and {})".format(*said) in " ".join(section("Results").split())
+    assert f"{noise['foreground']['mean_ratio']:.1f} times as large in the foreground" in section("Results")
 
 
 def test_the_readmes_picture_is_there_and_small():
