@@ -10,10 +10,10 @@
     cut         f: y against G(x)                                   places of x and G(x) that find each other
     released    Eq. 5 and Eq. 9 as the authors' public code has them; README, "Paper, released code, ours"
 
-H: Y -> X is an inverse generator, g a critic on X, f_T one on mirrored images, F the heads of CUT. Every critic pays
-Eq. 2, every generator Eq. 3. |.| is the mean over pixels and batch. pi and gcgan are one equation, |G(T(x)) - T(G(x))|,
-with two transforms; so uagc, which the paper does not have, tells the effect of patches from that of the likelihood.
-Networks, penalty, optimisers and number of updates are the same for all, whatever the methods' own recipes.
+H: Y -> X is an inverse generator, g a critic on X, f_T one on mirrored images, F the heads of CUT. |.| is the mean over
+pixels and batch. pi and gcgan ask for one thing, |G(T(x)) - T(G(x))|, with two transforms; so uagc, which the paper does not
+have, tells the effect of patches from that of the likelihood. But for released, every critic pays Eq. 2 and every generator
+Eq. 3. U-Net, critic, optimisers and number of updates are the same for all, whatever the methods' own recipes.
 """
 import torch
 from torch import nn

@@ -4,8 +4,8 @@
     python train.py --smoke                          a first look on built-in phantoms, about a minute on a CPU
     python train.py --resume RUN                     goes on where RUN stopped, as if nothing had happened
 
-RUN/ gets config.json, log.jsonl and checkpoint.pt (a line and a save per 1 % of the run, at most one per update),
-curves.png and samples/STEP.png.
+RUN/ gets config.json, log.jsonl and checkpoint.pt (a line and a save per 1 % of the run, at most one per update), the
+checkpoint before it, curves.png and samples/STEP.png.
 """
 import argparse
 import ctypes
@@ -223,7 +223,7 @@ def stop_unless_finite(run, step, **risks):
 
 def log(run, config, step, seconds, **values):
     """Prints one line and appends the same to log.jsonl; under torchrun of the first process's part of the batch. scale is
-    None for methods whose scale head is never trained."""
+    None for methods whose scale head is never trained; images_per_second leaves out released's additional critic updates."""
     seen = step * (config["critic_steps"] + 1) * config["batch"]
     row = {"step": step, "seconds": round(seconds, 2), "images_per_second": round(seen / seconds, 1)}
     row |= {name: value.item() for name, value in values.items()}
@@ -296,7 +296,7 @@ def restore(parts, states):
 
 @torch.no_grad()
 def draw_samples(run, config, step, G, slices):
-    """samples/STEP.png: four fixed slices, each as input, translation, scale (UAPI) and, where there are pairs, truth."""
+    """samples/STEP.png: four fixed slices, each as input, translation, scale (alpha for ugac) and, where there are pairs, truth."""
     inputs, truth = slices.evaluation_input if len(slices.evaluation_input) else slices.input, slices.evaluation_target
     chosen = [len(inputs) * k // 4 for k in range(4)]
     image, scale, *_ = G(to_unit(torch.from_numpy(inputs[chosen]).unsqueeze(1)).to(config["device"]))
@@ -369,7 +369,7 @@ def make_parser():
     flag("--width", type=whole(1, 256), default=16, help="width of the generator's first level (Sec. 3.4: 8.7 million parameters)")
     flag("--critic-width", type=whole(1, 512), default=32, help="width of the critic's first level (Sec. 3.4: 2.8 million)")
     flag("--seed", type=whole(0), default=0, help="seed of weights, batches, phi and eps (Sec. 3.4 is silent)")
-    flag("--bf16", action="store_true", help="convolutions in bfloat16, penalty and losses in float32 (Sec. 3.4 is silent)")
+    flag("--bf16", action="store_true", help="layers in bfloat16, patches, penalty and losses in float32 (Sec. 3.4 is silent)")
     flag("--device", help="cuda, cpu or mps; default: cuda where there is one, else cpu (Sec. 3.4 is silent)")
     flag("--out", help="folder of the run; default: runs/DATA_METHOD_lamLAM_seedSEED")
     flag("--resume", metavar="RUN", help="go on with this run; only --updates and --device may be given beside it")
