@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from baselines import SCALED, make_generator
 from data import fail, fit, load, make_folder, patient, picture_grid, progress, read_grey, replace_file, to_unit
-from train import is_first, join_processes, keep_memory, load_checkpoint, pick_device, restore
+from train import is_first, join_processes, keep_memory, leave_processes, load_checkpoint, pick_device, restore
 
 SCENARIOS = ("GN0", "GN5", "GN10", "GN20", "IP2", "IP5", "IP10")
 BATCH = 32
@@ -503,10 +503,11 @@ def main():
     make_folder(out)
     if not len(slices.evaluation_target):
         draw_translations(out / "fig5_translations.png", runs, slices, device)
-        return print(f"no pairs, so no scores: wrote {out}/fig5_translations.png")
+        print(f"no pairs, so no scores: wrote {out}/fig5_translations.png")
+        return leave_processes()
     metrics = judge(runs, slices, out, device)
     if metrics is None:
-        return  # another process writes
+        return leave_processes()  # the first one writes
     # JSON has no word for NaN, nor for the infinite PSNR of equal images: null.
     valid = json.loads(json.dumps(metrics), parse_constant=lambda word: None)
     replace_file(out / "metrics.json", lambda place: place.write_text(json.dumps(valid, indent=2) + "\n"))
@@ -514,6 +515,7 @@ def main():
     for name, found in maps_of(metrics).items():
         print(f"{name}: {summary(found)}")
     print(f"wrote {out}/metrics.json, table1.md, table1.csv and figures")
+    leave_processes()
 
 
 if __name__ == "__main__":

@@ -109,6 +109,7 @@ def train(config, slices, run, checkpoint=None, signals=()):
             if stop:
                 print(f"stopped after update {step}; go on with: python train.py --resume {run}", file=sys.stderr)
         if stop:
+            leave_processes()
             raise SystemExit(128 + stop)
     return G, f
 
@@ -182,6 +183,13 @@ def join_processes(device):
     distributed.init_process_group("nccl" if cuda else "gloo")
     if not is_first():
         sys.stdout = open(os.devnull, "w")
+
+
+def leave_processes():
+    """Under torchrun: waits for the others and parts, since one that just ended could take down those that still write."""
+    if distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
 
 
 @contextmanager
@@ -460,6 +468,7 @@ def main():
     print(f"finished: {run}")
     if len(slices.evaluation_input):
         print(f"judge it with: python evaluate.py {run} --data {config['data']} --out {run}/evaluation")
+    leave_processes()
 
 
 def explain(error, run):
