@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from baselines import SCALED, make_generator
 from data import fail, fit, load, make_folder, patient, picture_grid, progress, read_grey, replace_file, to_unit
-from train import is_first, join_processes, keep_memory, leave_processes, load_checkpoint, pick_device, restore
+from train import is_first, join_processes, keep_memory, lacks_memory, leave_processes, load_checkpoint, pick_device, restore
 
 SCENARIOS = ("GN0", "GN5", "GN10", "GN20", "IP2", "IP5", "IP10")
 BATCH = 32
@@ -505,7 +505,12 @@ def main():
         draw_translations(out / "fig5_translations.png", runs, slices, device)
         print(f"no pairs, so no scores: wrote {out}/fig5_translations.png")
         return leave_processes()
-    metrics = judge(runs, slices, out, device)
+    try:
+        metrics = judge(runs, slices, out, device)
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
+            raise
+        fail("out of memory: judge fewer runs at a time, or give --device cpu.")
     if metrics is None:
         return leave_processes()  # the first one writes
     # JSON has no word for NaN, nor for the infinite PSNR of equal images: null.

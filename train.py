@@ -471,12 +471,16 @@ def main():
     leave_processes()
 
 
+def lacks_memory(error):
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
+        said in str(error) for said in ("can't allocate memory", "out of memory", "ALLOC_FAILED"))
+
+
 def explain(error, run):
     """A full or lost disk and a lack of memory are the user's to mend and get a sentence; everything else is a bug of ours."""
     if isinstance(error, OSError):
         fail(f"{error.filename or run}: cannot be written ({error.strerror or error}); {kept(run)}; make room and go on.")
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
-            said in str(error) for said in ("can't allocate memory", "out of memory", "ALLOC_FAILED")):
+    if lacks_memory(error):
         fail(f"out of memory: choose a smaller --batch, --size or --width; {kept(run)}.")
     raise error
 

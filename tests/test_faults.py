@@ -532,6 +532,16 @@ def test_evaluate_on_a_full_disk_ends_in_one_sentence_and_leaves_no_half_file(tm
     assert not any(path.name.endswith(".tmp") or path.name == place for path in (tmp_path / "out").iterdir())
 
 
+@pytest.mark.parametrize("error", (torch.OutOfMemoryError("CUDA out of memory"), MemoryError()))
+def test_evaluate_without_memory_ends_in_one_sentence(monkeypatch, tmp_path, capsys, h5, runs, error):
+    monkeypatch.setattr(evaluate, "judge", raising(error))
+    said = refused(capsys, go, runs / "run", "--data", h5, "--out", tmp_path / "out", program=evaluate)
+    assert said.startswith("error: out of memory: judge fewer runs")
+    monkeypatch.setattr(evaluate, "judge", raising(RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        go(runs / "run", "--data", h5, "--out", tmp_path / "out", program=evaluate)
+
+
 # ---------------------------------------------------------------- numbers stay sane
 
 def grey(value, n=2):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import data
+import evaluate
 import train
 from test_faults import FAST, go
 from test_train import everything, tiny_slices, untimed_log
@@ -80,6 +81,11 @@ def test_two_processes_write_and_print_what_one_does(tmp_path, h5):
     one, two = ({path.name for path in (tmp_path / name).iterdir()} for name in ("one", "two"))
     assert two == one | {"samples", "curves.png"}
     assert farthest(tmp_path / "one", tmp_path / "two") <= 2 * 2 * 1e-4 * 1.01  # float32: no more than Adam's steps themselves
+    judged = torchrun("evaluate.py", tmp_path / "two", "--data", h5, "--out", tmp_path / "shared", "--device", "cpu")
+    assert judged.returncode == 0 and judged.stdout.count("two: Pearson/Spearman") == 1, judged.stderr
+    go(tmp_path / "two", "--data", h5, "--out", tmp_path / "alone", "--device", "cpu", program=evaluate)
+    for name in ("metrics.json", "table1.md", "table1.csv"):
+        assert (tmp_path / "shared" / name).read_text() == (tmp_path / "alone" / name).read_text()
 
 
 def test_two_processes_train_as_one(tmp_path, h5):
