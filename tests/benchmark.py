@@ -18,8 +18,8 @@ Rates       FLOP/s against one 3x3 convolution, 64 to 64 channels, forward, at t
             2048x2048 matrices, in the same process and, with --bf16, in bfloat16 as well.
 Tried       Ratios of times, below 1 is faster; one or two x86-64 cores, d = 128 and batch 8 unless said, medians of few pairs.
             Kept: a critic without torch's zero second derivative, critic update 0.93 (nets.leaky); group norm for instance
-            norm, G 0.92; glibc keeps freed memory, update of two critic steps 0.63 at d = 256 (train.keep_memory); LeakyReLU in place in G, 0.9 at
-            d = 256, with 12 % less memory. Not kept: the upsampling folded into its convolution, G 0.90 here but 1.39 at
+            norm, G 0.92; glibc keeps freed memory, update of two critic steps 0.63 at d = 256 (train.keep_memory); LeakyReLU
+            in place in G, 0.9 at d = 256, with 12 % less memory. Not kept: the upsampling folded into its convolution, G 0.90 here but 1.39 at
             d = 64, width 8; fakes of five critic updates in one pass 1.16; G(x) and G(P(x)) in one pass 1.17; channels_last
             1.02 to 1.09; flush_denormal 1.01; fused Adam 0.33 of its own 0.4 %; the scale head of G(x) left out of Eq. 6 and 9
             1.00. Zero padding instead of reflection would be 0.85, and another function. Not tried: a captured CUDA graph.
