@@ -35,10 +35,13 @@ def check_size(d):
 
 
 def with_speck(x):
-    """Raises the middle pixel of constant images by one grey level, [b,c,d,d] -> same shape. A constant image has no variance,
-    so that each of some twenty instance norms multiplies the gradient by 1/sqrt(1e-5) = 316: it overflows, and one black
-    slice would end a run. With a speck the image is normal after the first norm."""
-    constant = x.amax(dim=(1, 2, 3), keepdim=True) == x.amin(dim=(1, 2, 3), keepdim=True)
+    """Raises the middle pixel of constant images by one grey level, [b,c,d,d] -> same shape.
+
+    A constant image has no variance, so each of some twenty instance norms multiplies the gradient by
+    1/sqrt(1e-5) = 316: it overflows, and one black slice would end a run. With a speck the image is ordinary after
+    the first norm. Constant means: within half a grey level, since P(x) of a constant is constant only up to 2e-7.
+    """
+    constant = x.amax(dim=(1, 2, 3), keepdim=True) - x.amin(dim=(1, 2, 3), keepdim=True) < ONE_GREY_LEVEL / 2
     speck = torch.zeros_like(x[:1])
     speck[..., x.shape[-1] // 2, x.shape[-1] // 2] = ONE_GREY_LEVEL
     return x + constant * speck
@@ -106,7 +109,8 @@ class UNet(nn.Module):
     def encode(self, x, stages=6):
         """x [b,c_in,d,d] -> the encoder's first stages, finest first: [b,w,d,d], [b,2w,d/2,d/2], ..., [b,32w,d/32,d/32]."""
         check_size(x.shape[-1])
-        found = [self.down[0](with_speck(x) if torch.is_grad_enabled() else x)]
+        x = with_speck(x)
+        found = [self.down[0](x)]
         for block in self.down[1:stages]:
             found.append(block(F.max_pool2d(found[-1], 2)))
         return found

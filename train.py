@@ -119,15 +119,15 @@ def build(config, checkpoint=None):
     the compared methods): new from the seed, or as the checkpoint left them. -> theta and omega (networks by name),
     opt_G, opt_f, streams, memory (of "released"), step, seconds spent so far."""
     method, width, critic_width, device = (config[flag] for flag in ("method", "width", "critic_width", "device"))
-    torch.manual_seed(config["seed"])  # the initial weights are all that is ever drawn from the global stream
+    torch.manual_seed(8 * config["seed"])  # the initial weights are all that is ever drawn from the global stream
     theta = nn.ModuleDict({"G": make_generator(method, width)})
     omega = nn.ModuleDict({"f": Critic(width=critic_width)})
     for networks, more in zip((theta, omega), more_networks(method, width, critic_width)):
         networks.update(more)
     opt_G = torch.optim.Adam(theta.to(device).parameters(), lr=config["lr_g"], betas=(0.0, 0.9))
     opt_f = torch.optim.Adam(omega.to(device).parameters(), lr=config["lr_c"], betas=(0.0, 0.9))
-    streams = {name: torch.Generator().manual_seed(1000 * config["seed"] + k)
-               for k, name in enumerate(("x", "y", "phi", "eps", "other"))}
+    streams = {name: torch.Generator().manual_seed(8 * config["seed"] + k)
+               for k, name in enumerate(("x", "y", "phi", "eps", "other"), 1)}
     if checkpoint is None:
         return theta, omega, opt_G, opt_f, streams, {}, 0, 0.0
     restore({**theta, **omega}, checkpoint["networks"])
@@ -376,7 +376,7 @@ def make_parser():
     flag("--lr-c", type=number(0, True), default=2e-5, help="Adam's learning rate for the critic (Sec. 3.4: 2e-5)")
     flag("--width", type=whole(1, 256), default=16, help="width of the generator's first level (Sec. 3.4: 8.7 million parameters)")
     flag("--critic-width", type=whole(1, 512), default=32, help="width of the critic's first level (Sec. 3.4: 2.8 million)")
-    flag("--seed", type=whole(0), default=0, help="seed of weights, batches, phi and eps (Sec. 3.4 is silent)")
+    flag("--seed", type=whole(0, 10 ** 8), default=0, help="seed of weights, batches, phi and eps (Sec. 3.4 is silent)")
     flag("--bf16", action="store_true", help="layers in bfloat16, patches, penalty and losses in float32 (Sec. 3.4 is silent)")
     flag("--device", help="cuda, cpu or mps; default: cuda where there is one, else cpu (Sec. 3.4 is silent)")
     flag("--out", help="folder of the run; default: runs/DATA_METHOD_lamLAM_seedSEED")
