@@ -18,13 +18,20 @@ Eq. 3. U-Net, critic, optimisers and number of updates are the same for all, wha
 import torch
 from torch import nn
 
-from losses import critic_slope, patch_l1, patch_laplace, wasserstein_critic_loss, wasserstein_generator_loss
+import run
+from data import draw, draw_samples
+from losses import (critic_slope, patch_l1, patch_laplace, wasserstein_critic_loss,
+                    wasserstein_generator_loss)
 from nets import Critic, UNet, Up, conv3, he_init
-from patch_op import patch
+from patch_op import Phi, patch, sample_phi
 
 METHODS = ("cyclegan", "ugac", "gcgan", "uagc", "cut", "released")
-SCALED = ("uapi", "ugac", "uagc", "released")  # the methods that train an uncertainty map
-OWN_LAM = {"cut": 1.0, "released": 0.5}        # where another weight than 10 is the authors' own
+LAM = {"cut": 1.0, "released": 0.5}  # default weights other than 10; gcGAN's own would be 20, UGAC's 1 with -f(G(x))/20
+
+
+def trains_scale(config):
+    """True for the runs whose scale head is trained: without, it must not be shown or judged as a map."""
+    return config["method"] in ("uapi", "ugac", "uagc", "released") and config["lam"] > 0
 
 
 # ---------------------------------------------------------------- cycleGAN (Zhu et al., 2017)
@@ -138,7 +145,7 @@ def features(G, F, image, places):
     """image [b,1,d,d] -> for each layer the chosen places as unit vectors, list of [b,S,256]."""
     layers = [image, *G.encode(image, stages=4)]
     chosen = [layer.flatten(2)[:, :, place.to(image.device)].transpose(1, 2) for layer, place in zip(layers, places)]
-    return [nn.functional.normalize(head(vectors), dim=2) for head, vectors in zip(F, chosen)]
+    return [nn.functional.normalize(head(vectors).to(image.dtype), dim=2) for head, vectors in zip(F, chosen)]
 
 
 def nce(q, k, tau=0.07):
@@ -148,7 +155,8 @@ def nce(q, k, tau=0.07):
 
     q, k unit vectors [b,S,m] -> scalar >= 0; log S where all are alike. Negatives come from the same image only.
     """
-    similarity = q @ k.transpose(1, 2) / tau
+    with torch.autocast(q.device.type, enabled=False):  # bfloat16 over 0.07 would be off by a few per cent
+        similarity = q @ k.transpose(1, 2) / tau
     own = torch.arange(q.shape[1], device=q.device).repeat(len(q))
     return nn.functional.cross_entropy(similarity.flatten(0, 1), own)
 
@@ -179,6 +187,7 @@ def released_critic_loss(f, y, fake, eps, p=10.0):
     l_cri = f(fake) - f(y) + p ( (|| 25 grad f(y~) ||_2 - 1)_+ )^2 + 5e-4 (f(y)^2 + f(fake)^2),   mean over the batch
 
     y, fake: y and G(x), or P(y) and G(P(x)), [b,1,d,d]; eps [b,1,1,1] -> scalar. 25 f is the sum of the 5x5 map.
+    The released drift penalty takes the mean of squares over that map; f(y)^2 here is the square of its mean.
     """
     f_fake, f_y = f(torch.cat([fake, y])).chunk(2)
     penalty = (25 * critic_slope(f, y, fake, eps) - 1).clamp(min=0).square().mean()
@@ -213,65 +222,63 @@ def released_generator_loss(f, G, x, phi, lam):
     return adversarial + lam * l_patch, terms
 
 
-def swap_with_history(fakes, memory, generator, most=50):
-    """A pool of 50 earlier fakes: each fake is handed over or, once the pool is full, with probability 1/2 an old one in
-    whose place it stays. fakes [b,1,d,d]; memory keeps the pool -> [b,1,d,d]."""
-    pool = memory.get("pool", fakes[:0])
-    room = most - len(pool)
-    pool, out = torch.cat([pool, fakes[:room]]), fakes.clone()
+def swap_with_pool(fakes, history, pool, generator, most=50):
+    """Each fake is handed over or, once its pool of 50 earlier ones is full, with probability 1/2 an old one in whose
+    place it stays. fakes [b,1,d,d]; history[pool] keeps the pool -> [b,1,d,d]."""
+    kept = history.get(pool, fakes[:0])
+    room = most - len(kept)
+    kept, out = torch.cat([kept, fakes[:room]]), fakes.clone()
     for n in range(min(room, len(fakes)), len(fakes)):
         place = torch.randint(2 * most, (1,), generator=generator).item()
         if place < most:
-            out[n], pool[place] = pool[place].clone(), fakes[n]
-    memory["pool"] = pool
+            out[n], kept[place] = kept[place].clone(), fakes[n]
+    history[pool] = kept
     return out
 
 
-# ---------------------------------------------------------------- on the loop of train.py
+def released_draws(history, x, phi):
+    """What the released critic takes instead of fresh draws: the phi of the last generator update for all its updates
+    until the next, and for the first of them that update's x."""
+    return history.pop("x", x), Phi(*history.setdefault("phi", torch.stack(phi)))
+
+
+@torch.no_grad()
+def released_pair(G, x, y, phi, part, history, generator):
+    """Real and fake batch of one step of the released critic: whole images, or patches; each has its own pool."""
+    if part == "patches":
+        x, y = patch(x, phi), patch(y, phi)
+    return y, swap_with_pool(G.image(x), history, part, generator)
+
+
+# ---------------------------------------------------------------- the loop of train.py for any method above
 
 def make_generator(method, width):
     return ThreeHeadedUNet(width) if method == "ugac" else UNet(width=width)
 
 
-def more_networks(method, width, critic_width):
-    """What a method trains beside G and f -> ({name: network of theta}, {name: critic})."""
+def build_networks(config):
+    """What a method trains -> theta: G, and H or F; omega: f, and g or f_T."""
+    method, width = config["method"], config["width"]
+    theta = nn.ModuleDict({"G": make_generator(method, width)})
+    omega = nn.ModuleDict({"f": Critic(width=config["critic_width"])})
     if method in ("cyclegan", "ugac"):
-        return {"H": make_generator(method, width)}, {"g": Critic(width=critic_width)}
-    if method in ("gcgan", "uagc"):
-        return {}, {"f_T": Critic(width=critic_width)}
-    return ({"F": make_heads(width)} if method == "cut" else {}), {}
+        theta["H"], omega["g"] = make_generator(method, width), Critic(width=config["critic_width"])
+    elif method in ("gcgan", "uagc"):
+        omega["f_T"] = Critic(width=config["critic_width"])
+    elif method == "cut":
+        theta["F"] = make_heads(width)
+    return theta, omega
 
 
-def critic_updates(method, n_c, step):
-    """n_c; for released twice that, since its critic moves twice an iteration, and four times that in the first 150 steps."""
-    return n_c * (4 if step < 150 else 2) if method == "released" else n_c
-
-
-@torch.no_grad()
-def released_turn(G, x, y, phi, memory, stream):
-    """The released critic's real and fake batch: whole images in even turns, their patches in odd ones. phi stays the
-    same from one generator update to the next; the first turn takes the last generator update's x again."""
-    turn = memory["turn"] = memory.get("turn", -1) + 1
-    if turn == 0:
-        memory["phi"] = phi
-    if turn % 2 == 0:
-        memory["x"], memory["y"] = memory.pop("last_x", x), y
-        return y, swap_with_history(G.image(memory["x"]), memory, stream)
-    return patch(memory["y"], memory["phi"]), G.image(patch(memory["x"], memory["phi"]))
-
-
-def critic_risk(method, theta, omega, x, y, phi, eps, p, memory, stream):
+def critic_risk(method, theta, omega, x, y, phi, eps, p):
     """One critic update's risk: Eq. 2 for every triple (critic; real, fake) of the method, fakes detached.
 
     l_cri = sum over triples of C(f; y, y^),   C = Eq. 2
 
-    theta, omega: the networks by name; x, y [b,1,d,d] in [-1,1]; eps [b,1,1,1], the same for all critics; phi, memory,
-    stream: for released, which has another risk -> scalar.
+    theta, omega: the networks by name; x, y [b,1,d,d] in [-1,1]; phi is not used, but by Eq. 5 in its place;
+    eps [b,1,1,1], the same for all critics -> scalar.
     """
     G, f = theta["G"], omega["f"]
-    if method == "released":
-        y, fake = released_turn(G, x, y, phi, memory, stream)
-        return released_critic_loss(f, y, fake, eps, p)
     with torch.no_grad():
         triples = [(f, y, G.image(x))]
         if method in ("cyclegan", "ugac"):
@@ -281,7 +288,7 @@ def critic_risk(method, theta, omega, x, y, phi, eps, p, memory, stream):
     return sum(wasserstein_critic_loss(critic, real, fake, eps, p) for critic, real, fake in triples)
 
 
-def generator_risk(method, theta, omega, x, y, phi, lam, memory, stream):
+def generator_risk(method, theta, omega, x, y, phi, lam, generator):
     """One generator update's risk of any method above -> scalar and its terms, detached."""
     G, f = theta["G"], omega["f"]
     if method == "cyclegan":
@@ -291,10 +298,75 @@ def generator_risk(method, theta, omega, x, y, phi, lam, memory, stream):
     elif method in ("gcgan", "uagc"):
         risk, terms = gcgan_generator_loss(f, omega["f_T"], G, x, lam, uncertainty=method == "uagc")
     elif method == "cut":
-        risk, terms = cut_generator_loss(f, G, theta["F"], x, y, draw_places(x.shape[-1], stream), lam)
+        places = draw_places(x.shape[-1], generator)
+        risk, terms = cut_generator_loss(f, G, theta["F"], x, y, places, lam)
     else:
         risk, terms = released_generator_loss(f, G, x, phi, lam)
-        for name in set(memory) - {"pool"}:
-            del memory[name]
-        memory["last_x"] = x
     return risk, {name: term.detach() for name, term in terms.items()}
+
+
+def train(config, slices, folder, state, requests=()):
+    """The loop of train.py with the risks above; arguments as there.
+
+    released: n_c is doubled during the first 151 generator updates. Its critic moves twice at each turn, on whole
+    images, then on their patches, and takes phi and its first x from the generator's update before.
+    """
+    method, theta, omega, history = config["method"], state.theta, state.omega, state.history
+    G, f, opt_G, opt_f = theta["G"], omega["f"], state.opt_G, state.opt_f
+    b, d, p, lam = config["batch"], config["size"], config["p"], config["lam"]
+    device, n_updates, step = config["device"], config["updates"], state.step
+    (X, Y), streams, started = slices.on(device), state.streams, run.started(state.seconds)
+    parts = ("whole", "patches") if method == "released" else ("whole",)
+
+    while step < n_updates:
+        # The critics: n_c updates of omega. theta stands still.
+        n_c = config["critic_steps"] * (2 if method == "released" and step <= 150 else 1)
+        for _ in range(n_c):
+            x, y = draw(X, b, streams["x"], device), draw(Y, b, streams["y"], device)
+            phi = sample_phi(b, d, streams["phi"])
+            if method == "released":
+                x, phi = released_draws(history, x, phi)
+            for part in parts:
+                eps = torch.rand(b, 1, 1, 1, generator=streams["eps"])
+                x, y, phi, eps = run.my_share(x, y, phi, eps.to(device))
+                with run.bf16(config):
+                    if method == "released":
+                        pair = released_pair(G, x, y, phi, part, history, streams["baselines"])
+                        risk_f = released_critic_loss(f, *pair, eps, p)
+                    else:
+                        risk_f = critic_risk(method, theta, omega, x, y, phi, eps, p)
+                opt_f.zero_grad()
+                risk_f.backward()
+                run.average_gradients(omega)
+                opt_f.step()
+
+        # The generators: one update of theta. omega stands still.
+        x, y = draw(X, b, streams["x"], device), draw(Y, b, streams["y"], device)
+        phi = sample_phi(b, d, streams["phi"])
+        x, y, phi = run.my_share(x, y, phi)
+        if method == "released":
+            history |= {"x": x, "phi": torch.stack(phi)}
+        omega.requires_grad_(False)
+        with run.bf16(config):
+            risk_G, terms = generator_risk(method, theta, omega, x, y, phi, lam, streams["baselines"])
+        opt_G.zero_grad()
+        risk_G.backward()
+        run.average_gradients(theta)
+        opt_G.step()
+        omega.requires_grad_(True)
+        step += 1
+        # ---- Nothing below this line changes a weight. ----
+
+        run.progress(step, n_updates, "update")
+        run.stop_unless_finite(folder, step, critic=risk_f, generator=risk_G, **terms)
+        stop = run.stop_requested(requests)
+        if run.is_due(step, n_updates, 100, stop):
+            slope = critic_slope(f, y, G.image(x).detach(), eps).mean()
+            run.log(folder, config, step, started, wasserstein=-risk_f, slope=slope, **terms)
+        if run.is_due(step, n_updates, 10, stop):
+            draw_samples(run.sample_path(folder, step), G, slices, device, trains_scale(config))
+            run.draw_curves([folder], folder / "curves.png")
+        if run.is_due(step, n_updates, 100, stop):
+            run.save(folder, config, step, started, state)
+        if stop:
+            run.stop(folder, step, stop)

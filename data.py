@@ -27,6 +27,9 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from patch_op import Phi, patch
+from run import fail, make_folder, progress, replace_file
+
 SETS = ("input", "target", "evaluation_input", "evaluation_target")
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy")
 # What Pillow, numpy and h5py raise over a file that is not what it seems.
@@ -44,40 +47,12 @@ class Slices(NamedTuple):
     names: dict                       # set -> list of n names
     noise: np.ndarray | None = None   # phantoms only: true Laplace scale of evaluation_target's noise, grey levels [n,d,d]
 
-
-def fail(sentence):
-    """Ends the program over something its user can mend: one sentence on stderr, exit code 2, no traceback."""
-    print(f"error: {' '.join(sentence.split()).rstrip('.')}.", file=sys.stderr)
-    raise SystemExit(2)
-
-
-def make_folder(path):
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        fail(f"{path}: cannot be made into a folder ({error.strerror}); choose another place.")
-
-
-def replace_file(path, write):
-    """Writes a file whole or not at all: write(place) fills PATH.tmp, a Path, which then takes PATH's place. Where that
-    cannot be done the old file stays, nothing else is left behind, and the program ends with one sentence."""
-    place = Path(f"{path}.tmp")
-    try:
-        if os.path.exists(path) and not os.path.isfile(path):
-            raise OSError("it is a folder or a device")
-        write(place)
-        os.replace(place, path)
-    except (OSError, RuntimeError) as error:  # torch.save meets a full disk with a RuntimeError
-        fail(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error}); make room or choose another place.")
-    finally:
-        if os.path.isfile(place):
-            place.unlink()
-
-
-def progress(done, total, what):
-    """Keeps one line up to date on a terminal; silent where the output goes to a file."""
-    if sys.stderr.isatty():
-        print(f"\r{what} {done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+    def on(self, device):
+        """input and target as torch uint8 [n,1,d,d], on the device where each fills at most half of what is free."""
+        piles = [torch.from_numpy(images).unsqueeze(1) for images in (self.input, self.target)]
+        cuda = torch.device(device).type == "cuda"
+        return [pile if cuda and pile.numel() > torch.cuda.mem_get_info(device)[0] / 2 else pile.to(device)
+                for pile in piles]
 
 
 def patient(name):
@@ -134,6 +109,30 @@ def fit(grey, size):
     square = np.pad(grey, ((top, side - h - top), (left, side - w - left)), constant_values=grey.min())
     kernel = Image.Resampling.BOX if side > size else Image.Resampling.BICUBIC
     return np.array(Image.fromarray(square).resize((size, size), kernel))
+
+
+@torch.no_grad()
+def draw_samples(path, G, slices, device, with_scale):
+    """The row that Eq. 6 and 9 are about, for four fixed slices (of evaluation, where there are any): residual and scale
+    belong to the two patches and share one colour bar. G(x) -> image, scale; for ugac the scale is alpha."""
+    inputs, truth = slices.evaluation_input if len(slices.evaluation_input) else slices.input, slices.evaluation_target
+    chosen, d = [len(inputs) * k // 4 for k in range(4)], inputs.shape[-1]
+    x = to_unit(torch.from_numpy(inputs[chosen]).unsqueeze(1)).to(device)
+    size = int(0.7 * d)
+    phi = Phi(*(torch.full((4,), value) for value in (size, (d - size) // 2, (d - size) // 2)))  # the middle
+    zoomed, (image, *_), (b, scale, *_) = patch(x, phi), G(x), G(patch(x, phi))
+    a = patch(image, phi)
+    columns = {"input x": x, "P(x)": zoomed, "translation G(x)": image, "a = P(G(x))": a, "b = G(P(x))": b}
+    columns = {title: 127.5 * (values.cpu() + 1) for title, values in columns.items()}
+    if len(truth):
+        columns["truth"] = truth[chosen]
+    residual, scale = 127.5 * (a - b).abs().cpu(), 127.5 * scale.cpu()
+    tops = [float(max(r.max(), s.max() if with_scale else 0)) for r, s in zip(residual, scale)]
+    columns["residual |a - b|"] = list(zip(residual, tops))
+    if with_scale:
+        columns["scale of P(x)"] = list(zip(scale, tops))
+    make_folder(path.parent)
+    picture_grid(path, list(zip(*columns.values())), list(columns))
 
 
 def picture_grid(path, rows, titles, side=2.2):
@@ -264,13 +263,6 @@ def describe(data, slices):
 
 
 # ---------------------------------------------------------------- batches
-
-def to_device(images, device):
-    """uint8 [n,d,d] -> torch uint8 [n,1,d,d], on the training device where it fills at most half of what is free there."""
-    images = torch.from_numpy(images).unsqueeze(1)
-    full = torch.device(device).type == "cuda" and images.numel() > torch.cuda.mem_get_info(device)[0] / 2
-    return images if full else images.to(device)
-
 
 def to_unit(images):
     """Grey levels 0..255 -> [-1,1], what networks and losses see (Sec. 4.2)."""

@@ -27,9 +27,11 @@ from PIL import Image
 from torch import distributed
 from torch.nn import functional as F
 
-from baselines import SCALED, make_generator
-from data import fail, fit, load, make_folder, patient, picture_grid, progress, read_grey, replace_file, to_unit
-from train import is_first, join_processes, keep_memory, lacks_memory, leave_processes, load_checkpoint, pick_device, restore
+import run
+from baselines import make_generator, trains_scale
+from data import draw_samples, fit, load, patient, picture_grid, read_grey, to_unit
+from run import fail, is_first, make_folder, progress, replace_file
+from train import check_settings
 
 SCENARIOS = ("GN0", "GN5", "GN10", "GN20", "IP2", "IP5", "IP10")
 BATCH = 32
@@ -101,12 +103,12 @@ def perturb_all(images, scenario):
 
 # ---------------------------------------------------------------- a run
 
-def load_run(run, device):
-    """RUN/ -> its generator and its configuration."""
-    checkpoint = load_checkpoint(run, device)
+def load_run(folder, device):
+    """RUN/ -> its generator and its settings."""
+    checkpoint = run.load_checkpoint(folder, check_settings, device)
     config = checkpoint["config"]
     G = make_generator(config["method"], config["width"]).to(device)
-    restore({"G": G}, checkpoint["networks"])
+    run.load_states({"G": G}, checkpoint["networks"])
     return G.eval(), config
 
 
@@ -279,7 +281,7 @@ def judge_map(image, alpha, beta, truth, patients, noise=None):
 def table(metrics):
     """metrics -> rows of Table 1, header first: method, then SSIM/PSNR of each scenario."""
     rows = [["run", *SCENARIOS]]
-    scores = {name: run["scenarios"] for name, run in metrics["runs"].items()} | {"copy of the input": metrics["copy_input"]}
+    scores = {name: judged["scenarios"] for name, judged in metrics["runs"].items()} | {"copy of the input": metrics["copy_input"]}
     for name, scenarios in scores.items():
         rows.append([name, *(f"{scenarios[s]['ssim']:.2f}/{scenarios[s]['psnr']:.2f}" for s in SCENARIOS)])
     return rows
@@ -328,7 +330,7 @@ def judge(runs, slices, out, device):
             progress(done * len(runs) + k, len(SCENARIOS) * len(runs), "judging")
             if scenario == "GN0":
                 samples[name] = image[shown]
-                if config["method"] in SCALED:
+                if trains_scale(config):
                     found, scatter[name] = judge_map(*(v[chosen] for v in (image, *scale, truth)), patients[chosen], noise)
                     row |= found
                     expected = expected_residual(*(v[shown] for v in scale))
@@ -362,8 +364,8 @@ def look(metrics, name):
 def draw_psnr(path, metrics):
     """Figures 2 and 3: PSNR over the seven scenarios."""
     def draw(ax):
-        for name, run in metrics["runs"].items():
-            ax.plot(SCENARIOS, [run["scenarios"][s]["psnr"] for s in SCENARIOS], label=name, **look(metrics, name))
+        for name, judged in metrics["runs"].items():
+            ax.plot(SCENARIOS, [judged["scenarios"][s]["psnr"] for s in SCENARIOS], label=name, **look(metrics, name))
         ax.plot(SCENARIOS, [metrics["copy_input"][s]["psnr"] for s in SCENARIOS], "x:", color="black", label="copy of the input")
         ax.set(ylabel="PSNR [dB]")
         ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
@@ -390,7 +392,7 @@ def draw_scatter(path, metrics, scatter):
 
 
 def maps_of(metrics):
-    return {name: run["uncertainty"] for name, run in metrics["runs"].items() if run["uncertainty"]}
+    return {name: judged["uncertainty"] for name, judged in metrics["runs"].items() if judged["uncertainty"]}
 
 
 def draw_sparsification(path, metrics):
@@ -450,7 +452,7 @@ def translate_picture(path, runs, out, device):
         stem = out / f"{Path(path).stem}_{name}"
         write_png(f"{stem}_translation.png", image)
         print(f"wrote {stem}_translation.png")
-        if config["method"] in SCALED:
+        if trains_scale(config):
             packed = io.BytesIO()
             np.save(packed, expected)
             replace_file(f"{stem}_scale.npy", lambda place: place.write_bytes(packed.getvalue()))
@@ -487,11 +489,11 @@ def main():
     args = parser.parse_args()
     if bool(args.data) == bool(args.image):
         fail("give either --data (a data set to judge by) or --image (one picture to translate).")
-    keep_memory()
-    device, out = pick_device(args.device), Path(args.out)
+    run.reuse_freed_memory()
+    device, out = run.pick_device(args.device), Path(args.out)
     if args.data:
-        join_processes(device)
-    runs = {Path(run).resolve().name: load_run(run, device) for run in args.runs}
+        run.join_processes(device)
+    runs = {Path(folder).resolve().name: load_run(folder, device) for folder in args.runs}
     if len(runs) < len(args.runs):
         fail("two of the runs have the same folder name, which names their row in the table; rename one.")
     if args.image:
@@ -504,15 +506,15 @@ def main():
     if not len(slices.evaluation_target):
         draw_translations(out / "fig5_translations.png", runs, slices, device)
         print(f"no pairs, so no scores: wrote {out}/fig5_translations.png")
-        return leave_processes()
+        return run.leave_processes()
     try:
         metrics = judge(runs, slices, out, device)
     except (MemoryError, RuntimeError) as error:
-        if not lacks_memory(error):
+        if not run.is_out_of_memory(error):
             raise
         fail("out of memory: judge fewer runs at a time, or give --device cpu.")
     if metrics is None:
-        return leave_processes()  # the first one writes
+        return run.leave_processes()  # the first one writes
     # JSON has no word for NaN, nor for the infinite PSNR of equal images: null.
     valid = json.loads(json.dumps(metrics), parse_constant=lambda word: None)
     replace_file(out / "metrics.json", lambda place: place.write_text(json.dumps(valid, indent=2) + "\n"))
@@ -520,7 +522,7 @@ def main():
     for name, found in maps_of(metrics).items():
         print(f"{name}: {summary(found)}")
     print(f"wrote {out}/metrics.json, table1.md, table1.csv and figures")
-    leave_processes()
+    run.leave_processes()
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ def generator_loss(f, G, x, phi, lam, uncertainty=True):
 
     with l_patch from Eq. 9 (uncertainty=True, UAPI) or Eq. 6 (False, PI). The first term alone is Eq. 3.
     x [b,c,d,d] in [-1,1]; phi: Phi of [b]; lam >= 0 -> scalar, minimised over theta, and a dict of its terms, detached:
-    adversarial, adversarial_patch, patch (not yet times lam), residual (mean |a - b|), scale_mean and scale_min.
+    adversarial, adversarial_patch, patch (not yet times lam), residual (mean |a - b|) and, for UAPI, scale_mean, scale_min.
     """
     image, _ = G(x)
     b, scale = G(patch(x, phi))
@@ -129,7 +129,9 @@ def generator_loss(f, G, x, phi, lam, uncertainty=True):
     adversarial, adversarial_patch = wasserstein_generator_loss(f, image), wasserstein_generator_loss(f, a)
     l_patch = patch_laplace(a, b, scale) if uncertainty else patch_l1(a, b)
     terms = {"adversarial": adversarial, "adversarial_patch": adversarial_patch, "patch": l_patch,
-             "residual": (b - a).abs().mean(), "scale_mean": scale.mean(), "scale_min": scale.min()}
+             "residual": (b - a).abs().mean()}
+    if uncertainty:
+        terms |= {"scale_mean": scale.mean(), "scale_min": scale.min()}
     return adversarial + adversarial_patch + lam * l_patch, {name: term.detach() for name, term in terms.items()}
 
 

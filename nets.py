@@ -182,16 +182,16 @@ def layer_table(network, c, d):
 
 
 def main():
-    from data import fail
+    import run
 
     parser = argparse.ArgumentParser(description="Print every layer with its output shape, parameters and FLOPs.")
     parser.add_argument("--size", type=int, default=256, help="side d of the image (Sec. 4.1: 256)")
-    parser.error = fail
+    parser.error = run.fail
     args = parser.parse_args()
     try:
         check_size(args.size)
     except ValueError as error:
-        fail(f"{error}.")
+        run.fail(f"{error}.")
     for title, network in (("G, the U-Net with two heads", UNet()), ("f, the critic", Critic())):
         rows = layer_table(network, 1, args.size)
         print(f"\n{title}, one {args.size}x{args.size} image\n{'layer':<22}{'output':<18}{'parameters':>12}{'MFLOP':>10}")

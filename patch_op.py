@@ -92,19 +92,20 @@ def patch(x, phi):
 def main():
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
-    from data import fail, fit, phantoms, read_grey
+    import run
+    from data import fit, phantoms, read_grey
 
     parser = argparse.ArgumentParser(description="Draw a slice, three random patches and their resampled versions.")
     parser.add_argument("image", nargs="?", help="a slice, PNG, JPEG, TIFF or .npy; without it a phantom (Sec. 3.2)")
     parser.add_argument("--seed", type=int, default=0, help="seed of phi (Sec. 3.2: random)")
-    parser.error = fail
+    parser.error = run.fail
     args = parser.parse_args()
 
     d = 256
     try:
         picture = fit(read_grey(args.image), d) if args.image else phantoms(d, subjects=1).input[0]
     except ValueError as error:
-        fail(f"{error}.")
+        run.fail(f"{error}.")
     x = torch.from_numpy(picture).float()[None, None].repeat(3, 1, 1, 1)
     phi = sample_phi(3, d, torch.Generator().manual_seed(args.seed))
     zoomed = patch(x, phi).clip(0, 255)

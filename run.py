@@ -1,0 +1,383 @@
+"""What a run leaves behind and how it ends; no loss, no network and no optimiser's step is in here.
+
+    python run.py RUN [RUN ...]    says where runs stand and draws their curves: curves.png
+
+It is used as `import run`: in a loop every line that begins with `run.` is machinery, and every
+other line is the paper. At a first reading, skip this file.
+"""
+import argparse
+import ctypes
+import json
+import os
+import pickle
+import signal
+import struct
+import sys
+import time
+import zipfile
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import distributed
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+CHECKPOINTS = ("checkpoint.pt", "checkpoint_before.pt")
+CONTENTS = {"config", "step", "seconds", "history", "networks", "opt_G", "opt_f", "streams"}
+DAMAGE = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
+          ArithmeticError, MemoryError, RuntimeError, struct.error, pickle.UnpicklingError,
+          zipfile.BadZipFile)  # what reading a damaged or foreign checkpoint can raise
+
+
+# ---------------------------------------------------------------- one sentence, whole files
+
+def fail(sentence):
+    """Ends the program over what its user can mend: one sentence, exit code 2, no traceback."""
+    print(f"error: {' '.join(sentence.split()).rstrip('.')}.", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def make_folder(path):
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(f"{path}: cannot be made into a folder ({error.strerror}); choose another place.")
+
+
+def replace_file(path, write):
+    """Writes a file whole or not at all: write(place) fills PATH.tmp, which then takes PATH's
+    place. Where that cannot be done the old file stays, and the program ends with a sentence."""
+    place = Path(f"{path}.tmp")
+    try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise OSError("it is a folder or a device")
+        write(place)
+        os.replace(place, path)
+    except (OSError, RuntimeError) as error:  # torch.save meets a full disk with a RuntimeError
+        reason = getattr(error, "strerror", None) or error
+        fail(f"{path}: cannot be written ({reason}); make room or choose another place.")
+    finally:
+        if os.path.isfile(place):
+            place.unlink()
+
+
+def progress(done, total, what):
+    """Keeps one line up to date on a terminal; silent where the output goes to a file."""
+    if sys.stderr.isatty() and is_first():
+        end = "\n" if done == total else ""
+        print(f"\r{what} {done}/{total}", end=end, file=sys.stderr, flush=True)
+
+
+# ---------------------------------------------------------------- processes (torchrun), device
+
+def join_processes(device):
+    """Under torchrun: joins the other processes; all but the first fall silent."""
+    if "WORLD_SIZE" in os.environ:
+        cuda = torch.device(device).type == "cuda"
+        if cuda:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        distributed.init_process_group("nccl" if cuda else "gloo")
+        if not is_first():
+            sys.stdout = open(os.devnull, "w")
+
+
+def leave_processes():
+    """Waits for the others and parts; one that just ended could take down those that write."""
+    if distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
+
+
+def is_first():
+    """True for the one process that prints, logs and saves."""
+    return not distributed.is_initialized() or distributed.get_rank() == 0
+
+
+def my_share(*drawn):
+    """This process's share of each batch (or Phi) that all have drawn alike, so that N processes
+    with b/N images each see what one with b images sees; without torchrun everything."""
+    if not distributed.is_initialized():
+        return drawn
+    rank, count = distributed.get_rank(), distributed.get_world_size()
+    return [type(batch)(*my_share(*batch)) if isinstance(batch, tuple) else batch.chunk(count)[rank]
+            for batch in drawn]
+
+
+def average_gradients(networks):
+    """Every gradient becomes its mean over the processes. By hand: DistributedDataParallel hooks
+    into backward passes, and the penalty's second one would set its hooks off twice."""
+    if distributed.is_initialized():
+        gradients = [w.grad for w in networks.parameters() if w.grad is not None]
+        flat = parameters_to_vector(gradients)
+        distributed.all_reduce(flat)
+        vector_to_parameters(flat / distributed.get_world_size(), gradients)
+
+
+def pick_device(name):
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        if name not in ("cpu", "mps") and torch.device(name).type != "cuda":
+            raise RuntimeError  # torch knows more, which nobody has tried here
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError):  # torch without CUDA asserts
+        fail(f"--device {name}: this machine has no such device, or no memory left on it; "
+             "use --device cpu.")
+    return name
+
+
+def bf16(config):
+    """With --bf16, layers that are called inside run in bfloat16; else nothing changes."""
+    kind = torch.device(config["device"]).type
+    return torch.autocast(kind, torch.bfloat16, enabled=config["bf16"])
+
+
+def reuse_freed_memory():
+    """Tells glibc to keep what is freed. It gives blocks above 32 MB back to the system and waits
+    for fresh pages at the next use: at 256x256 a third of the time on a CPU."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(-4, 0)   # M_MMAP_MAX: no block gets a mapping of its own
+        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: what was freed is never given back
+
+
+# ---------------------------------------------------------------- log and curves
+
+def is_due(step, n_updates, times, stop=0):
+    """True, in the process that writes, at updates 1, 10, 100, at the last, at a stop, and about so
+    many times in between, evenly."""
+    evenly = step * times // n_updates > (step - 1) * times // n_updates
+    return is_first() and (step in (1, 10, 100) or evenly or stop > 0)
+
+
+def sample_path(folder, step):
+    return folder / "samples" / f"{step:06d}.png"
+
+
+def started(seconds):
+    """The moment at which a run that has taken so many seconds would have begun without a stop."""
+    return time.perf_counter() - seconds
+
+
+def log(folder, config, step, started, **values):
+    """Prints one line and appends the same to log.jsonl; under torchrun of the first process's
+    share of the batch. Methods without a scale leave it null."""
+    seconds, n_updates = time.perf_counter() - started, config["updates"]
+    images = step * (config["critic_steps"] + 1) * config["batch"] / seconds
+    row = {"step": step, "seconds": round(seconds, 2), "images_per_second": round(images, 1)}
+    row |= {"scale_mean": None, "scale_min": None}
+    row |= {name: value.item() for name, value in values.items()}
+    with open(folder / "log.jsonl", "a") as file:
+        file.write(json.dumps(row) + "\n")
+    scale = "" if row["scale_mean"] is None else "  scale {scale_mean:.4f} (min {scale_min:.4f})"
+    numbers = "  wasserstein {wasserstein:.3f}  slope {slope:.3f}  residual {residual:.4f}" + scale
+    elapsed, remaining = (timedelta(seconds=int(s)) for s in (seconds, seconds / step * (n_updates - step)))
+    over = "\r" if sys.stderr.isatty() else ""  # the line takes the place of progress()
+    print(f"{over}update {step}/{n_updates}  elapsed {elapsed}  remaining {remaining}"
+          f"{numbers.format(**row)}  {images:.0f} images/s", flush=True)
+
+
+def read_log(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def draw_curves(folders, path):
+    """The logs of runs in three panels. The Wasserstein estimate's early numbers are a hundred
+    times the later ones, so the height of its panel is that of the last nine tenths."""
+    figure = Figure(figsize=(14, 4.2), layout="constrained")
+    wasserstein, slope, residual = figure.subplots(1, 3)
+    slope.axhspan(0.8, 1.2, color="green", alpha=.1, label="healthy in the end")
+    residual.axhline(1 / 127.5, color="gray", linestyle="-.", label="one grey level, the scale's floor")
+    later = []
+    for k, folder in enumerate(folders):
+        rows = read_log(folder)
+        steps = [row["step"] for row in rows]
+        later += [row["wasserstein"] for row in rows if row["step"] > steps[-1] / 10]
+        for ax, name, style in ((wasserstein, "wasserstein", "-"), (slope, "slope", "-"),
+                                (residual, "residual", "-"), (residual, "scale_mean", "--")):
+            if rows[-1][name] is not None:
+                label = folder.resolve().name + (", mean scale" if name == "scale_mean" else "")
+                values = [row[name] for row in rows]
+                ax.plot(steps, values, style, color=f"C{k % 10}", label=label)
+    wasserstein.set(title="Wasserstein estimate: falls towards 0",
+                    ylim=(min(0, *later), max(later) * 1.05 + 1e-3))
+    slope.set(title="slope of the critic: settles near 1", yscale="log")
+    residual.set(title="residual and scale, in [-1,1]: approach each other", yscale="log")
+    for ax in (wasserstein, slope, residual):
+        ax.set_xlabel("generator updates")
+        ax.legend(fontsize=8)
+    replace_file(path, lambda place: figure.savefig(place, dpi=80, format="png"))
+
+
+# ---------------------------------------------------------------- checkpoints
+
+def save(folder, config, step, started, state):
+    """Writes checkpoint.pt whole or not at all and keeps the one before; tensors and plain types
+    only. Weights beyond all use are not saved: no run could go on from them."""
+    networks = {**state.theta, **state.omega}
+    for name, network in networks.items():
+        if not all(w.abs().max() < 1e6 for w in network.parameters()):  # NaN is below nothing
+            fail(f"update {step}: the weights of {name} are above 1e6 or not finite; {way_on(folder)}.")
+    states = {name: network.state_dict() for name, network in networks.items()}
+    streams = {name: stream.get_state() for name, stream in state.streams.items()}
+    checkpoint = {"config": config, "step": step, "seconds": time.perf_counter() - started,
+                  "networks": states, "opt_G": state.opt_G.state_dict(), "streams": streams,
+                  "opt_f": state.opt_f.state_dict(), "history": state.history}
+
+    def write(place):
+        torch.save(checkpoint, place)
+        if (folder / "checkpoint.pt").exists():
+            os.replace(folder / "checkpoint.pt", folder / "checkpoint_before.pt")
+    replace_file(folder / "checkpoint.pt", write)
+
+
+def load_checkpoint(folder, check_settings=lambda config: None, device="cpu"):
+    """FOLDER/checkpoint.pt, see save(), or the one before it where that is damaged or missing.
+    weights_only: a stranger's file cannot run code; check_settings raises ValueError."""
+    faults = []
+    for path in (Path(folder) / name for name in CHECKPOINTS):
+        try:
+            with zipfile.ZipFile(path) as archive:  # torch.load reads no checksum
+                odd = any(e.compress_type or e.external_attr & 16 for e in archive.infolist())
+                if odd or archive.testzip():
+                    raise ValueError("checksums do not agree")
+            checkpoint = torch.load(path, map_location=device, weights_only=True)
+            if not CONTENTS <= checkpoint.keys():
+                raise ValueError("contents are missing")
+            check_settings(checkpoint["config"])
+        except (FileNotFoundError, NotADirectoryError):
+            faults.append(f"{path}: no such checkpoint; give the folder of a run that train.py has written")
+        except DAMAGE as error:
+            reason = error if type(error) is ValueError else type(error).__name__
+            faults.append(f"{path}: is no checkpoint of train.py, or damaged ({reason})")
+        else:
+            if faults:
+                print(f"{faults[0]}; taking {path}, the one before it", file=sys.stderr)
+            return checkpoint
+    fail(faults[0])
+
+
+def load_states(parts, states):
+    """Puts saved states into networks, optimisers or streams of the same names."""
+    for name, part in parts.items():
+        try:
+            (part.set_state if isinstance(part, torch.Generator) else part.load_state_dict)(states[name])
+        except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+            fail(f"the checkpoint's {name} does not fit --method, --width and --critic-width "
+                 f"({type(error).__name__}); give those of the run that wrote it.")
+
+
+# ---------------------------------------------------------------- how a run begins and ends
+
+def begin(folder, config, checkpoint):
+    """Makes a run's folder ready. Log lines after the checkpoint, or cut short, are dropped: they
+    will be written again. The checkpoint takes checkpoint.pt's place, lest a damaged one stay."""
+    make_folder(folder)
+    if not is_first():
+        return
+    if (folder / "log.jsonl").exists():
+        last = checkpoint["step"] if checkpoint else 0
+        try:
+            lines = (folder / "log.jsonl").read_text().splitlines(keepends=True)
+            valid = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= last]
+        except (ValueError, LookupError, TypeError):
+            fail(f"{folder}/log.jsonl: was not written by train.py, or is damaged; move it away, "
+                 "or choose another --out.")
+        replace_file(folder / "log.jsonl", lambda place: place.write_text("".join(valid)))
+    text = json.dumps(config, indent=2) + "\n"
+    replace_file(folder / "config.json", lambda place: place.write_text(text))
+    if checkpoint:
+        replace_file(folder / "checkpoint.pt", lambda place: torch.save(checkpoint, place))
+
+
+@contextmanager
+def stop_requests():
+    """Inside, SIGINT and SIGTERM are noted in the list it gives, so that the update in hand can be
+    finished and saved; the same signal once more ends the program at once."""
+    requests, before = [], {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number, _):
+        requests.append(number)
+        signal.signal(number, signal.SIG_DFL)
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield requests
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def stop_requested(requests):
+    """The signal that has asked any process to stop, 0 for none: all stop after one update."""
+    number = torch.tensor(max(requests, default=0))
+    if distributed.is_initialized():
+        number = number.to("cuda" if distributed.get_backend() == "nccl" else "cpu")
+        distributed.all_reduce(number, distributed.ReduceOp.MAX)
+    return int(number)
+
+
+def stop(folder, step, number):
+    if is_first():
+        print(f"stopped after update {step}; go on with: python train.py --resume {folder}", file=sys.stderr)
+    leave_processes()
+    raise SystemExit(128 + number)
+
+
+def way_on(folder):
+    """What can be done with a run that went astray, for its last words."""
+    if not (folder / "checkpoint.pt").exists():
+        return "no checkpoint was written yet; try a smaller --lr-g, --lr-c or --lam"
+    return (f"{folder}/checkpoint.pt holds the last saved state; a new run can start from its networks "
+            f"with a smaller --lr-g, --lr-c or --lam: --init {folder}")
+
+
+def stop_unless_finite(folder, step, **risks):
+    """Ends the run where a risk is NaN or infinite. Looking waits for the device, so it is done
+    once per generator update: a critic's NaN stays a NaN."""
+    broken = [name for name, risk in risks.items() if not torch.isfinite(risk)]
+    if broken:
+        fail(f"update {step}: {', '.join(broken)} is not finite; {way_on(folder)}.")
+
+
+def is_out_of_memory(error):
+    words = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return known or any(word in str(error) for word in words)
+
+
+def last_words(error, folder):
+    """A full disk and a lack of memory are the user's to mend; everything else is a bug of ours."""
+    exists = (folder / "checkpoint.pt").exists()
+    saved = f"{folder}/checkpoint.pt holds the last saved state" if exists else "nothing was saved yet"
+    if isinstance(error, OSError):
+        fail(f"{error.filename or folder}: cannot be written ({error.strerror or error}); {saved}; make room and go on.")
+    if is_out_of_memory(error):
+        fail(f"out of memory: choose a smaller --batch, --size or --width; {saved}.")
+    raise error
+
+
+# ---------------------------------------------------------------- where runs stand
+
+def main():
+    parser = argparse.ArgumentParser(description="Say where runs stand and draw their curves: curves.png.")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders that train.py has written")
+    parser.error = fail
+    folders = [Path(folder) for folder in parser.parse_args().runs]
+    for folder in folders:
+        checkpoint = load_checkpoint(folder)
+        config = checkpoint["config"]
+        settings = ", ".join(f"{name} {config[name]}" for name in ("data", "method", "size", "lam", "seed"))
+        print(f"{folder}: {settings}; checkpoint whole, update {checkpoint['step']} of {config['updates']}")
+        try:
+            last = read_log(folder)[-1]
+        except (OSError, ValueError, LookupError):
+            fail(f"{folder}/log.jsonl: is missing, empty or damaged; give the folder of a run.")
+        print("  " + "  ".join(f"{name} {value:.4g}" for name, value in last.items() if value is not None))
+    draw_curves(folders, Path("curves.png"))
+    print("wrote curves.png")
+
+
+if __name__ == "__main__":
+    main()
