@@ -1,19 +1,20 @@
-"""The compared methods (Sec. 4.2), each in the paper's letters: what its critics compare, what its generator minimises.
+"""The compared methods (Sec. 4.2): what their critics compare, what their generators minimise.
 
     python train.py --data ixi_slices/ --method cyclegan        or ugac, gcgan, uagc, cut, released
 
-    method      critics compare (critic: real against fake)         the generator is asked for
-    cyclegan    f: y against G(x),  g: x against H(y)               H(G(x)) = x and G(H(y)) = y
-    ugac        the same                                            the same, as a generalized Gaussian likelihood
-    gcgan       f: y against G(x),  f_T: T(y) against G(T(x))       G(T(x)) = T(G(x)), T the mirror image
-    uagc        the same                                            the same, as a Laplace likelihood: Eq. 9 with T for P
-    cut         f: y against G(x)                                   places of x and G(x) that find each other
-    released    Eq. 5 and Eq. 9 as the authors' public code has them; README, "Paper, released code, ours"
+    method     critics compare (real against fake)          the generator is asked for
+    cyclegan   f: y, G(x);  g: x, H(y)                      H(G(x)) = x and G(H(y)) = y
+    ugac       the same                                     the same, generalized Gaussian
+    gcgan      f: y, G(x);  f_T: T(y), G(T(x))              G(T(x)) = T(G(x)), T the mirror image
+    uagc       the same                                     the same, Laplace: Eq. 9 with T for P
+    cut        f: y, G(x)                                   places of x and G(x) that match
+    released   Eq. 5, 9 as the authors' public code has them: README, "Paper, released code, ours"
 
-H: Y -> X is an inverse generator, g a critic on X, f_T one on mirrored images, F the heads of CUT. |.| is the mean over
-pixels and batch. pi and gcgan ask for one thing, |G(T(x)) - T(G(x))|, with two transforms; so uagc, which the paper does not
-have, tells the effect of patches from that of the likelihood. But for released, every critic pays Eq. 2 and every generator
-Eq. 3. U-Net, critic, optimisers and number of updates are the same for all, whatever the methods' own recipes.
+H: Y -> X is an inverse generator, g a critic on X, f_T one on mirrored images, F the heads of CUT.
+|.| is the mean over pixels and batch. pi and gcgan ask for one thing, |G(T(x)) - T(G(x))|, with two
+transforms. So uagc, which the paper does not have, tells the effect of patches from that of the
+likelihood. But for released, every critic pays Eq. 2 and every generator Eq. 3. U-Net, critic,
+optimisers and number of updates are the same for all, whatever the methods' own recipes.
 """
 import torch
 from torch import nn
@@ -26,27 +27,28 @@ from nets import Critic, UNet, Up, conv3, he_init
 from patch_op import Phi, patch, sample_phi
 
 METHODS = ("cyclegan", "ugac", "gcgan", "uagc", "cut", "released")
-LAM = {"cut": 1.0, "released": 0.5}  # default weights other than 10; gcGAN's own would be 20, UGAC's 1 with -f(G(x))/20
+LAM = {"cut": 1.0, "released": 0.5}  # our weights other than 10; gcGAN's authors have 20
 
 
 def trains_scale(config):
-    """True for the runs whose scale head is trained: without, it must not be shown or judged as a map."""
+    """True where the scale head is trained: elsewhere its output must not be shown as a map."""
     return config["method"] in ("uapi", "ugac", "uagc", "released") and config["lam"] > 0
 
 
 # ---------------------------------------------------------------- cycleGAN (Zhu et al., 2017)
 
 def cyclegan_generator_loss(f, g, G, H, x, y, lam):
-    """There and back again: each generator must undo the other (Sec. 4.2).
+    """There and back again: each generator must undo the other.
 
     l_gen = -f(G(x)) - g(H(y)) + lam ( |H(G(x)) - x| + |G(H(y)) - y| )
 
-    x, y [b,1,d,d] in [-1,1]; G, H with image(.) -> scalar, minimised over both generators, and its terms.
+    x, y [b,1,d,d] in [-1,1] -> scalar, minimised over both generators, and its terms.
     """
     fake_y, fake_x = G.image(x), H.image(y)
     adversarial = wasserstein_generator_loss(f, fake_y) + wasserstein_generator_loss(g, fake_x)
     cycle = (H.image(fake_y) - x).abs().mean() + (G.image(fake_x) - y).abs().mean()
-    return adversarial + lam * cycle, {"adversarial": adversarial, "consistency": cycle, "residual": cycle / 2}
+    terms = {"adversarial": adversarial, "consistency": cycle, "residual": cycle / 2}
+    return adversarial + lam * cycle, terms
 
 
 # ---------------------------------------------------------------- UGAC (Upadhyay et al., 2021)
@@ -56,7 +58,7 @@ class ThreeHeadedUNet(UNet):
 
     alpha = softplus(.) + 1e-3,  beta = min(softplus(.) + 0.1, 4)
 
-    x [b,1,d,d] in [-1,1] -> image in [-1,1], alpha > 0 in the units of image, beta in (0.1,4]; each [b,1,d,d].
+    x [b,1,d,d] -> image in [-1,1], alpha > 0 in its units, beta in (0.1,4]; each [b,1,d,d].
     """
     def __init__(self, width=16):
         super().__init__(width=width, floor=1e-3)
@@ -67,42 +69,46 @@ class ThreeHeadedUNet(UNet):
     def forward(self, x):
         shared = self.trunk(x)
         image = torch.tanh(self.image_out(self.image_up(*shared)).to(x.dtype))
-        alpha = nn.functional.softplus(self.scale_out(self.scale_up(*shared)).to(x.dtype)) + self.floor
-        beta = (nn.functional.softplus(self.beta_out(self.beta_up(*shared)).to(x.dtype)) + 0.1).clamp(max=4)
-        return image, alpha, beta
+        alpha = nn.functional.softplus(self.scale_out(self.scale_up(*shared)).to(x.dtype))
+        beta = nn.functional.softplus(self.beta_out(self.beta_up(*shared)).to(x.dtype))
+        return image, alpha + self.floor, (beta + 0.1).clamp(max=4)
 
 
 def generalized_gaussian(r, alpha, beta):
-    """Negative log likelihood of residuals under a generalized Gaussian (Sec. 4.2); beta = 1 is Laplace, beta = 2 Gauss.
+    """Negative log likelihood under a generalized Gaussian; beta = 1 is Laplace, 2 is Gauss.
 
-    -log p = (|r| / alpha)^beta - log(beta / alpha) + log Gamma(1 / beta)     (+ log 2, a constant that is left out)
+    -log p = (|r| / alpha)^beta - log(beta / alpha) + log Gamma(1 / beta)     (+ log 2, left out)
 
-    r, alpha > 0, beta > 0: one shape -> scalar, the mean. |r| is at least 1e-6: the power's slope is infinite at 0 for
-    beta < 1. UGAC's public code multiplies by beta instead of the power; then beta runs to 0.684 everywhere.
+    r, alpha > 0, beta > 0: one shape -> scalar, the mean. |r| is at least 1e-6: for beta < 1 the
+    power's slope is infinite at 0. UGAC's public code has |r| / alpha * beta for the power; then
+    beta runs to 0.684 everywhere.
     """
-    return ((r.abs().clamp(min=1e-6) / alpha) ** beta - (beta / alpha).log() + torch.lgamma(1 / beta)).mean()
+    power = (r.abs().clamp(min=1e-6) / alpha) ** beta
+    return (power - (beta / alpha).log() + torch.lgamma(1 / beta)).mean()
 
 
 def ugac_generator_loss(f, g, G, H, x, y, lam, w1=1.0, w2=0.015):
-    """cycleGAN with a likelihood of what the way there and back has lost (Sec. 4.2).
+    """cycleGAN with a likelihood of what the way there and back has lost, r.
 
-    l_gen = -f(G(x)) - g(H(y)) + lam sum ( w1 |r| + w2 NLL(r; alpha, beta) ),   r = H(G(x)) - x  and  r = G(H(y)) - y
+    l_gen = -f(G(x)) - g(H(y)) + lam sum_r ( w1 |r| + w2 NLL(r) ),  r = H(G(x)) - x and G(H(y)) - y
 
-    x, y [b,1,d,d]; G(x), H(y) -> image, alpha, beta -> scalar and its terms. alpha, beta belong to the generator that
-    comes back: G's are learned on H(y), fakes, and used on real x. w1, w2 as in the authors' code.
+    x, y [b,1,d,d]; G(x), H(y) -> image, alpha, beta -> scalar and its terms. alpha and beta belong
+    to the generator that comes back: G's are learned on fakes, H(y). w1, w2: the authors'.
     """
     fake_y, fake_x = G.image(x), H.image(y)
     back_x, alpha_x, beta_x = H(fake_y)
     back_y, alpha, beta = G(fake_x)
     adversarial = wasserstein_generator_loss(f, fake_y) + wasserstein_generator_loss(g, fake_x)
     cycle = (back_x - x).abs().mean() + (back_y - y).abs().mean()
-    likelihood = generalized_gaussian(back_x - x, alpha_x, beta_x) + generalized_gaussian(back_y - y, alpha, beta)
-    consistency = w1 * cycle + w2 * likelihood
-    return adversarial + lam * consistency, {"adversarial": adversarial, "consistency": consistency, "residual": cycle / 2,
-                                             "scale_mean": alpha.mean(), "scale_min": alpha.min(), "beta_mean": beta.mean()}
+    likelihood_x = generalized_gaussian(back_x - x, alpha_x, beta_x)
+    likelihood_y = generalized_gaussian(back_y - y, alpha, beta)
+    consistency = w1 * cycle + w2 * (likelihood_x + likelihood_y)
+    terms = {"adversarial": adversarial, "consistency": consistency, "residual": cycle / 2,
+             "scale_mean": alpha.mean(), "scale_min": alpha.min(), "beta_mean": beta.mean()}
+    return adversarial + lam * consistency, terms
 
 
-# ---------------------------------------------------------------- gcGAN (Fu et al., 2019), and with a scale: uagc
+# ---------------------------------------------------------------- gcGAN (Fu et al., 2019), uagc
 
 def T(x):
     """The mirror image: columns in reverse, [b,c,d,d] -> same shape. T is its own inverse."""
@@ -110,19 +116,20 @@ def T(x):
 
 
 def gcgan_generator_loss(f, f_T, G, x, lam, uncertainty=False):
-    """Mirroring before or after the translation must give the same (Sec. 4.2).
+    """Mirroring before or after the translation must give the same.
 
-    l_gen = -f(G(x)) - f_T(G(T(x))) + lam |G(x) - T^-1(G(T(x)))|                 (uncertainty=False, gcgan)
-    l_gen = -f(G(x)) - f_T(G(T(x))) + lam l_patch(a, b, G^sigma(T(x)))           (True, uagc: Eq. 9 with T for P)
+    l_gen = -f(G(x)) - f_T(G(T(x))) + lam |G(x) - T^-1(G(T(x)))|            (False: gcgan)
+    l_gen = -f(G(x)) - f_T(G(T(x))) + lam l_patch(a, b, G^sigma(T(x)))      (True: uagc, Eq. 9)
 
-    with a = T(G(x)), b = G(T(x)). x [b,1,d,d] in [-1,1]; G(x) -> image, scale -> scalar and its terms.
+    with a = T(G(x)), b = G(T(x)). x [b,1,d,d] in [-1,1] -> scalar and its terms.
     """
     image = G.image(x)
     b, scale = G(T(x)) if uncertainty else (G.image(T(x)), None)
     a = T(image)
     adversarial = wasserstein_generator_loss(f, image) + wasserstein_generator_loss(f_T, b)
     consistency = patch_laplace(a, b, scale) if uncertainty else patch_l1(a, b)
-    terms = {"adversarial": adversarial, "consistency": consistency, "residual": (b - a).abs().mean()}
+    terms = {"adversarial": adversarial, "consistency": consistency,
+             "residual": (b - a).abs().mean()}
     if uncertainty:
         terms |= {"scale_mean": scale.mean(), "scale_min": scale.min()}
     return adversarial + lam * consistency, terms
@@ -132,89 +139,101 @@ def gcgan_generator_loss(f, f_T, G, x, lam, uncertainty=False):
 
 def make_heads(width):
     """F: from the channels of the image and of four stages of G's encoder to 256 numbers."""
-    channels = (1, width, 2 * width, 4 * width, 8 * width)
-    return nn.ModuleList(nn.Sequential(nn.Linear(c, 256), nn.ReLU(), nn.Linear(256, 256)) for c in channels)
+    return nn.ModuleList(nn.Sequential(nn.Linear(c, 256), nn.ReLU(), nn.Linear(256, 256))
+                         for c in (1, width, 2 * width, 4 * width, 8 * width))
 
 
 def draw_places(d, generator, most=256):
-    """Places without replacement for each of the five layers: list of int64 [min(256, number of places)]."""
+    """Places without replacement for each of the five layers: list of int64 [min(256, all)]."""
     return [torch.randperm((d // k) ** 2, generator=generator)[:most] for k in (1, 1, 2, 4, 8)]
 
 
 def features(G, F, image, places):
     """image [b,1,d,d] -> for each layer the chosen places as unit vectors, list of [b,S,256]."""
-    layers = [image, *G.encode(image, stages=4)]
-    chosen = [layer.flatten(2)[:, :, place.to(image.device)].transpose(1, 2) for layer, place in zip(layers, places)]
-    return [nn.functional.normalize(head(vectors).to(image.dtype), dim=2) for head, vectors in zip(F, chosen)]
+    vectors = []
+    for head, layer, place in zip(F, [image, *G.encode(image, stages=4)], places):
+        chosen = layer.flatten(2)[:, :, place.to(image.device)].transpose(1, 2)      # [b,S,c]
+        vectors.append(nn.functional.normalize(head(chosen).to(image.dtype), dim=2))
+    return vectors
 
 
 def nce(q, k, tau=0.07):
-    """Contrastive loss: a place of the output must find its own place of the input among those of the same image.
+    """Contrastive loss: a place of the output must find its own among those of the same input.
 
     NCE = -1/(bS) sum_{n,s} log( exp(q_ns . k_ns / tau) / sum_t exp(q_ns . k_nt / tau) )
 
-    q, k unit vectors [b,S,m] -> scalar >= 0; log S where all are alike. Negatives come from the same image only.
+    q, k unit vectors [b,S,m] -> scalar >= 0; log S where all are alike. Negatives come from the
+    same image only.
     """
-    with torch.autocast(q.device.type, enabled=False):  # bfloat16 over 0.07 would be off by a few per cent
-        similarity = q @ k.transpose(1, 2) / tau
+    with torch.autocast(q.device.type, enabled=False):  # 1/tau would magnify bfloat16's rounding
+        similarity = q @ k.transpose(1, 2) / tau                                     # [b,S,S]
     own = torch.arange(q.shape[1], device=q.device).repeat(len(q))
     return nn.functional.cross_entropy(similarity.flatten(0, 1), own)
 
 
 def cut_generator_loss(f, G, F, x, y, places, lam):
-    """Every place of the output must be recognised from its place in the input; targets stay as they are (Sec. 4.2).
+    """Every place of the output must be recognised from its place in the input; y must stay y.
 
-    l_gen = -f(G(x)) + lam/2 ( NCE(x, G(x)) + NCE(y, G(y)) ),   queries from the output, keys from the input, detached
+    l_gen = -f(G(x)) + lam/2 ( NCE(x, G(x)) + NCE(y, G(y)) ),  keys from the input, detached
 
-    x, y [b,1,d,d]; F from make_heads; places from draw_places, the same for query and key -> scalar, minimised over G and
-    F, and its terms. NCE is the mean over the five layers. residual is |G(y) - y|, which nothing here minimises directly.
+    x, y [b,1,d,d]; F from make_heads; places, the same for query and key -> scalar, minimised over
+    G and F, and its terms. NCE is the mean over five layers. residual is |G(y) - y|.
     """
-    def NCE(image, translated):
+    def NCE(image, translation):
         with torch.no_grad():
             keys = features(G, F, image, places)
-        return sum(map(nce, features(G, F, translated, places), keys)) / len(keys)
+        return sum(map(nce, features(G, F, translation, places), keys)) / len(keys)
 
     fake, same = G.image(x), G.image(y)
-    adversarial, contrast = wasserstein_generator_loss(f, fake), (NCE(x, fake) + NCE(y, same)) / 2
-    return adversarial + lam * contrast, {"adversarial": adversarial, "consistency": contrast, "residual": (same - y).abs().mean()}
+    adversarial = wasserstein_generator_loss(f, fake)
+    contrast = (NCE(x, fake) + NCE(y, same)) / 2
+    terms = {"adversarial": adversarial, "consistency": contrast,
+             "residual": (same - y).abs().mean()}
+    return adversarial + lam * contrast, terms
 
 
 # ---------------------------------------------------------------- UAPI as released
 
 def released_critic_loss(f, y, fake, eps, p=10.0):
-    """The released critic's risk; it moves twice an iteration, on whole images, then on patches.
+    """The released critic's risk; it moves twice a turn, on whole images, then on patches.
 
-    l_cri = f(fake) - f(y) + p ( (|| 25 grad f(y~) ||_2 - 1)_+ )^2 + 5e-4 (f(y)^2 + f(fake)^2),   mean over the batch
+    l_cri = f(fake) - f(y) + p ((|| 25 grad f(y~) ||_2 - 1)_+)^2 + 5e-4 (f(y)^2 + f(fake)^2)
 
-    y, fake: y and G(x), or P(y) and G(P(x)), [b,1,d,d]; eps [b,1,1,1] -> scalar. 25 f is the sum of the 5x5 map.
-    The released drift penalty takes the mean of squares over that map; f(y)^2 here is the square of its mean.
+    y, fake: y and G(x), or P(y) and G(P(x)), [b,1,d,d]; eps [b,1,1,1] -> scalar, the mean over the
+    batch. 25 f is the sum of the 5x5 map. The released drift term takes the mean of squares over
+    that map; f(y)^2 here is the square of its mean.
     """
     f_fake, f_y = f(torch.cat([fake, y])).chunk(2)
     penalty = (25 * critic_slope(f, y, fake, eps) - 1).clamp(min=0).square().mean()
-    return (f_fake - f_y).mean() + p * penalty + 5e-4 * (f_y.square() + f_fake.square()).mean()
+    drift = (f_y.square() + f_fake.square()).mean()
+    return (f_fake - f_y).mean() + p * penalty + 5e-4 * drift
 
 
 def released_laplace(a, b, scale):
-    """The released Eq. 9: ratios above 2 are damped, and log(1 + 2s) moves the best scale away from |r|.
+    """The released Eq. 9: ratios above 2 are damped; log(1 + 2s) moves the best scale off |r|.
 
     t = |b - a| / s;   mean of  ( t  if t <= 2 else 2 + log(t - 1) ) + log(1 + 2s)
 
-    a, b, scale > 0 [b,1,d,d] -> scalar >= 0. The clamp is there since torch.where passes a NaN of the branch not taken.
+    a, b, scale > 0 [b,1,d,d] -> scalar >= 0. torch.where passes on a NaN of the branch not taken,
+    so the logarithm's argument is clamped.
     """
     t = (b - a).abs() / scale
-    return (torch.where(t <= 2, t, 2 + (t.clamp(min=2) - 1).log()) + (1 + 2 * scale).log()).mean()
+    damped = torch.where(t <= 2, t, 2 + (t.clamp(min=2) - 1).log())
+    return (damped + (1 + 2 * scale).log()).mean()
 
 
 def released_generator_loss(f, G, x, phi, lam):
-    """Eq. 6 as released: halves, G(P(x)) for P(G(x)) before the critic, P(G(x)) clipped, both scales.
+    """Eq. 6 as released: halves, G(P(x)) for P(G(x)) before the critic, both scales.
 
-    l_gen = -f(G(x))/2 - f(G(P(x)))/2 + lam ( l(a, b, G^sigma(P(x))) + l(a, b, P(G^sigma(x))) ) / 2,   l = released_laplace
+    l_gen = -f(G(x))/2 - f(G(P(x)))/2 + lam ( l(a, b, G^sigma(P(x))) + l(a, b, P(G^sigma(x))) ) / 2
 
-    with a = P(G(x)) clipped to [-1,1], b = G(P(x)). x [b,1,d,d] in [-1,1]; phi: Phi of [b] -> scalar and its terms.
+    with a = P(G(x)) clipped to [-1,1], b = G(P(x)), l = released_laplace. x [b,1,d,d] in [-1,1];
+    phi: Phi of [b] -> scalar and its terms.
     """
     image, whole_scale = G(x)
     b, scale = G(patch(x, phi))
-    a, zoomed_scale = patch(image, phi).clamp(-1, 1), patch(whole_scale, phi).clamp(min=whole_scale.min().detach())  # bicubic undershoots
+    a = patch(image, phi).clamp(-1, 1)
+    zoomed_scale = patch(whole_scale, phi).clamp(min=whole_scale.min().detach())  # no undershoot
     adversarial = (wasserstein_generator_loss(f, image) + wasserstein_generator_loss(f, b)) / 2
     l_patch = (released_laplace(a, b, scale) + released_laplace(a, b, zoomed_scale)) / 2
     terms = {"adversarial": adversarial, "consistency": l_patch, "residual": (b - a).abs().mean(),
@@ -223,34 +242,34 @@ def released_generator_loss(f, G, x, phi, lam):
 
 
 def swap_with_pool(fakes, history, pool, generator, most=50):
-    """Each fake is handed over or, once its pool of 50 earlier ones is full, with probability 1/2 an old one in whose
-    place it stays. fakes [b,1,d,d]; history[pool] keeps the pool -> [b,1,d,d]."""
-    kept = history.get(pool, fakes[:0])
-    room = most - len(kept)
-    kept, out = torch.cat([kept, fakes[:room]]), fakes.clone()
+    """Each fake is handed over or, once its pool of 50 is full, with probability 1/2 an old one in
+    whose place it stays. fakes [b,1,d,d]; history[pool] keeps the pool -> [b,1,d,d]."""
+    old = history.get(pool, fakes[:0])
+    room = most - len(old)
+    old, out = torch.cat([old, fakes[:room]]), fakes.clone()
     for n in range(min(room, len(fakes)), len(fakes)):
         place = torch.randint(2 * most, (1,), generator=generator).item()
         if place < most:
-            out[n], kept[place] = kept[place].clone(), fakes[n]
-    history[pool] = kept
+            out[n], old[place] = old[place].clone(), fakes[n]
+    history[pool] = old
     return out
 
 
 def released_draws(history, x, phi):
-    """What the released critic takes instead of fresh draws: the phi of the last generator update for all its updates
-    until the next, and for the first of them that update's x."""
+    """What the released critic takes for fresh draws: the phi of the generator's last update for
+    all its updates until the next, and that update's x for the first of them."""
     return history.pop("x", x), Phi(*history.setdefault("phi", torch.stack(phi)))
 
 
 @torch.no_grad()
 def released_pair(G, x, y, phi, part, history, generator):
-    """Real and fake batch of one step of the released critic: whole images, or patches; each has its own pool."""
+    """Real and fake batch of one step of the released critic; either part has its own pool."""
     if part == "patches":
         x, y = patch(x, phi), patch(y, phi)
     return y, swap_with_pool(G.image(x), history, part, generator)
 
 
-# ---------------------------------------------------------------- the loop of train.py for any method above
+# ---------------------------------------------------------------- the loop, a twin of train.py's
 
 def make_generator(method, width):
     return ThreeHeadedUNet(width) if method == "ugac" else UNet(width=width)
@@ -258,25 +277,24 @@ def make_generator(method, width):
 
 def build_networks(config):
     """What a method trains -> theta: G, and H or F; omega: f, and g or f_T."""
-    method, width = config["method"], config["width"]
+    method, width, critic_width = config["method"], config["width"], config["critic_width"]
     theta = nn.ModuleDict({"G": make_generator(method, width)})
-    omega = nn.ModuleDict({"f": Critic(width=config["critic_width"])})
+    omega = nn.ModuleDict({"f": Critic(width=critic_width)})
     if method in ("cyclegan", "ugac"):
-        theta["H"], omega["g"] = make_generator(method, width), Critic(width=config["critic_width"])
+        theta["H"], omega["g"] = make_generator(method, width), Critic(width=critic_width)
     elif method in ("gcgan", "uagc"):
-        omega["f_T"] = Critic(width=config["critic_width"])
+        omega["f_T"] = Critic(width=critic_width)
     elif method == "cut":
         theta["F"] = make_heads(width)
     return theta, omega
 
 
 def critic_risk(method, theta, omega, x, y, phi, eps, p):
-    """One critic update's risk: Eq. 2 for every triple (critic; real, fake) of the method, fakes detached.
+    """One critic update's risk, fakes detached.
 
-    l_cri = sum over triples of C(f; y, y^),   C = Eq. 2
+    l_cri = sum of C over the method's triples (critic; real, fake),   C = Eq. 2
 
-    theta, omega: the networks by name; x, y [b,1,d,d] in [-1,1]; phi is not used, but by Eq. 5 in its place;
-    eps [b,1,1,1], the same for all critics -> scalar.
+    x, y [b,1,d,d] in [-1,1]; eps [b,1,1,1], the same for all critics -> scalar. phi is Eq. 5's.
     """
     G, f = theta["G"], omega["f"]
     with torch.no_grad():
@@ -285,7 +303,7 @@ def critic_risk(method, theta, omega, x, y, phi, eps, p):
             triples.append((omega["g"], x, theta["H"].image(y)))
         if method in ("gcgan", "uagc"):
             triples.append((omega["f_T"], T(y), G.image(T(x))))
-    return sum(wasserstein_critic_loss(critic, real, fake, eps, p) for critic, real, fake in triples)
+    return sum(wasserstein_critic_loss(*triple, eps, p) for triple in triples)
 
 
 def generator_risk(method, theta, omega, x, y, phi, lam, generator):
@@ -296,7 +314,7 @@ def generator_risk(method, theta, omega, x, y, phi, lam, generator):
     elif method == "ugac":
         risk, terms = ugac_generator_loss(f, omega["g"], G, theta["H"], x, y, lam)
     elif method in ("gcgan", "uagc"):
-        risk, terms = gcgan_generator_loss(f, omega["f_T"], G, x, lam, uncertainty=method == "uagc")
+        risk, terms = gcgan_generator_loss(f, omega["f_T"], G, x, lam, method == "uagc")
     elif method == "cut":
         places = draw_places(x.shape[-1], generator)
         risk, terms = cut_generator_loss(f, G, theta["F"], x, y, places, lam)
@@ -308,8 +326,8 @@ def generator_risk(method, theta, omega, x, y, phi, lam, generator):
 def train(config, slices, folder, state, requests=()):
     """The loop of train.py with the risks above; arguments as there.
 
-    released: n_c is doubled during the first 151 generator updates. Its critic moves twice at each turn, on whole
-    images, then on their patches, and takes phi and its first x from the generator's update before.
+    released: n_c is doubled during the first 151 generator updates. Its critic moves twice a turn,
+    on whole images, then on patches; phi and its first x are those of the generator's last update.
     """
     method, theta, omega, history = config["method"], state.theta, state.omega, state.history
     G, f, opt_G, opt_f = theta["G"], omega["f"], state.opt_G, state.opt_f
@@ -348,7 +366,8 @@ def train(config, slices, folder, state, requests=()):
             history |= {"x": x, "phi": torch.stack(phi)}
         omega.requires_grad_(False)
         with run.bf16(config):
-            risk_G, terms = generator_risk(method, theta, omega, x, y, phi, lam, streams["baselines"])
+            risk_G, terms = generator_risk(method, theta, omega, x, y, phi, lam,
+                                           streams["baselines"])
         opt_G.zero_grad()
         risk_G.backward()
         run.average_gradients(theta)
@@ -364,7 +383,8 @@ def train(config, slices, folder, state, requests=()):
             slope = critic_slope(f, y, G.image(x).detach(), eps).mean()
             run.log(folder, config, step, started, wasserstein=-risk_f, slope=slope, **terms)
         if run.is_due(step, n_updates, 10, stop):
-            draw_samples(run.sample_path(folder, step), G, slices, device, trains_scale(config))
+            picture = folder / "samples" / f"{step:06d}.png"
+            draw_samples(picture, G, slices, device, trains_scale(config))
             run.draw_curves([folder], folder / "curves.png")
         if run.is_due(step, n_updates, 100, stop):
             run.save(folder, config, step, started, state)

@@ -9,14 +9,14 @@
     down 3      max-pool, 2 x conv3 --------------------- skip 3      128     d/8
     down 4      max-pool, 2 x conv3 --------------------- skip 4      256     d/16
     down 5      max-pool, 2 x conv3                                   512     d/32
-    up 0..3     nearest up, conv3, join skip 4..1, 2 x conv3          256, 128, 64, 32 at d/16, d/8, d/4, d/2
+    up 0..3     nearest up, conv3, join skip 4..1, 2 x conv3          256 ... 32, d/16 ... d/2
     image_up    nearest up, conv3, join skip 0, 2 x conv3             16      d
-    image_out   conv3, tanh                                           c_out   d       G^I(x), in [-1,1]
+    image_out   conv3, tanh                                           c_out   d       G^I(x)
     scale_up    as image_up, with its own weights                     16      d
-    scale_out   conv3, softplus + floor                               c_out   d       G^sigma(x), above its floor
+    scale_out   conv3, softplus + floor                               c_out   d       G^sigma(x)
 
-The paper gives the family, the depth and the parameter counts (8.7 and 2.8 million); widths are chosen to meet them.
-The released code builds 10.7 and 4.7 million.
+Widths are chosen to meet the paper's parameter counts, 8.7 and 2.8 million; the released code
+builds 10.7 and 4.7 million. At a first reading, skip what stands below "Details".
 """
 import argparse
 
@@ -24,39 +24,20 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import run
+
 ONE_GREY_LEVEL = 1 / 127.5  # one step of an 8-bit image that was scaled to [-1,1]
 
 
-def check_size(d):
-    """Raises ValueError, one sentence, where the networks cannot take d x d images (five halvings; a 1x1 bottom has no
-    variance for the instance norm to divide by)."""
-    if d < 64 or d % 32:
-        raise ValueError(f"the image size must be a multiple of 32 from 64 up, not {d}: choose 64, 96, 128, 256 or the like")
-
-
-def with_speck(x):
-    """Raises the middle pixel of constant images by one grey level, [b,c,d,d] -> same shape.
-
-    A constant image has no variance, so each of some twenty instance norms multiplies the gradient by
-    1/sqrt(1e-5) = 316: it overflows, and one black slice would end a run. With a speck the image is ordinary after
-    the first norm. Constant means: within half a grey level, since P(x) of a constant is constant only up to 2e-7.
-    """
-    constant = x.amax(dim=(1, 2, 3), keepdim=True) - x.amin(dim=(1, 2, 3), keepdim=True) < ONE_GREY_LEVEL / 2
-    speck = torch.zeros_like(x[:1])
-    speck[..., x.shape[-1] // 2, x.shape[-1] // 2] = ONE_GREY_LEVEL
-    return x + constant * speck
-
-
 def conv3(c_in, c_out):
-    # Zeros would frame the image in mid-grey, 0 in [-1,1]: a crop would wear that frame where the whole image has
-    # anatomy, and the patch loss would punish it. Reflection lets a border look like what lies beside it.
+    # Zeros would frame the image in mid-grey, 0 in [-1,1]: a crop would wear that frame where the
+    # whole image has anatomy. Reflection lets a border look like what lies beside it.
     return nn.Conv2d(c_in, c_out, 3, padding=1, padding_mode="reflect")
 
 
 def conv_norm_relu(c_in, c_out):
-    # The bias is cancelled by the norm's mean; it stays because a plain convolution has one (and the count says 8.67 M).
-    # A group norm with a group for each channel is the instance norm, without the copies that nn.InstanceNorm2d makes.
-    return nn.Sequential(conv3(c_in, c_out), nn.GroupNorm(c_out, c_out), nn.LeakyReLU(0.2, inplace=True))
+    # The norm's mean cancels the bias; it stays, since a plain convolution has one.
+    return nn.Sequential(conv3(c_in, c_out), instance_norm(c_out), nn.LeakyReLU(0.2, inplace=True))
 
 
 def double_conv(c_in, c_out):
@@ -72,33 +53,24 @@ class Up(nn.Module):
         self.merge = double_conv(2 * c, c)
 
     def forward(self, h, skip):
-        h = self.halve(F.interpolate(h, scale_factor=2, mode="nearest"))
+        h = self.halve(F.interpolate(h, scale_factor=2, mode="nearest"))      # [b,c,2h,2w]
         return self.merge(torch.cat([skip, h], dim=1))
 
 
-def he_init(network, slope=0.2):
-    """He initialisation for LeakyReLU networks: w ~ N(0, 2 / ((1 + slope^2) fan_in)), biases zero (He et al., 2015)."""
-    for layer in network.modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, a=slope, nonlinearity="leaky_relu")
-            nn.init.zeros_(layer.bias)
-
-
 class UNet(nn.Module):
-    """The generator G: one image in, the transferred image and a scale per pixel out.
+    """The generator G: one image in, the translation and a scale per pixel out.
 
-    G(x) = [G^I(x), G^sigma(x)],  G^I = tanh(.),  G^sigma = softplus(.) + floor                     (Sec. 3.3, 3.4)
+    G(x) = [G^I(x), G^sigma(x)],   G^I = tanh(.),   G^sigma = softplus(.) + floor    (Sec. 3.3, 3.4)
 
-    x [b,c_in,d,d] in [-1,1] -> image [b,c_out,d,d] in [-1,1] and scale [b,c_out,d,d] > floor, in the units of image.
-    floor is not in the paper: without it Eq. 9 has no lower bound, since log(2 scale) -> -inf wherever the residual is
-    0, as in the background. One grey level: a residual below it carries no information. Under autocast (--bf16) the layers
-    run in bfloat16 and what comes out is x's type again; so it is with the critic.
-    d must be a multiple of 32 from 64 up; anything else raises ValueError.
+    x [b,c_in,d,d] in [-1,1] -> image [b,c_out,d,d] in [-1,1], and scale [b,c_out,d,d] > floor in
+    the units of image. The floor is not in the paper: without it Eq. 9 has no lower bound, since
+    log(2 scale) -> -inf wherever the residual is 0, as in the background. It is one grey level: a
+    residual below it carries no information. ValueError unless d is a multiple of 32 from 64 up.
     """
 
     def __init__(self, c_in=1, c_out=1, width=16, floor=ONE_GREY_LEVEL):
         super().__init__()
-        w = [width * 2 ** level for level in range(6)]                        # 16, 32, 64, 128, 256, 512
+        w = [width * 2 ** level for level in range(6)]                        # 16, 32, ..., 512
         self.floor = floor
         self.down = nn.ModuleList(double_conv(i, o) for i, o in zip([c_in] + w, w))
         self.up = nn.ModuleList(Up(c) for c in (w[4], w[3], w[2], w[1]))
@@ -107,23 +79,23 @@ class UNet(nn.Module):
         he_init(self)
 
     def encode(self, x, stages=6):
-        """x [b,c_in,d,d] -> the encoder's first stages, finest first: [b,w,d,d], [b,2w,d/2,d/2], ..., [b,32w,d/32,d/32]."""
+        """x -> the encoder's first stages: [b,w,d,d], [b,2w,d/2,d/2], ..., [b,32w,d/32,d/32]."""
         check_size(x.shape[-1])
         x = with_speck(x)
-        found = [self.down[0](x)]
+        levels = [self.down[0](x)]
         for block in self.down[1:stages]:
-            found.append(block(F.max_pool2d(found[-1], 2)))
-        return found
+            levels.append(block(F.max_pool2d(levels[-1], 2)))
+        return levels
 
     def trunk(self, x):
-        """x -> what both heads share: the decoder at half size [b,2w,d/2,d/2] and the finest skip [b,w,d,d]."""
+        """x -> what both heads share: [b,2w,d/2,d/2] and the finest skip [b,w,d,d]."""
         *skips, h = self.encode(x)
         for up in self.up:
             h = up(h, skips.pop())
         return h, skips.pop()
 
     def image(self, x):
-        """G^I(x) alone. The critic's updates never need the scale, so its head is left out there."""
+        """G^I(x) alone: the critic's updates never need the scale."""
         return torch.tanh(self.image_out(self.image_up(*self.trunk(x))).to(x.dtype))
 
     def forward(self, x):
@@ -133,26 +105,19 @@ class UNet(nn.Module):
         return image, scale
 
 
-def leaky(h, slope=0.2):
-    """LeakyReLU as a product with 1 or slope, any shape. torch's own brings a second derivative, zero everywhere, that the
-    penalty's double backward would carry through the whole critic: a third of the penalty's work, for nothing."""
-    return h * torch.where(h > 0, h.new_ones(()), h.new_full((), slope))
-
-
 class Critic(nn.Module):
-    """The Wasserstein critic f: five 4x4 convolutions of stride 2 and one of stride 1, one number per image (Sec. 3.4).
+    """The Wasserstein critic f: five 4x4 convolutions of stride 2 and one of stride 1 (Sec. 3.4).
 
-    y [b,c,d,d] -> f(y) [b], any real number.
-
-    The last convolution's map is averaged here, before anybody differentiates: f(y) is one number, as Eq. 2 has it. At
-    d = 256 that map is 7x7. The released critic returns its 5x5 map, which its losses average and its penalty sums.
-    No batch norm: the penalty is a statement about each image (Gulrajani et al., 2017). d as for UNet, else ValueError.
+    y [b,c,d,d] -> f(y) [b], any real number; d as for UNet, else ValueError. The last
+    convolution's map (7x7 at d = 256) is averaged here, before anybody differentiates: f(y) is one
+    number, as Eq. 2 has it. The released critic returns a 5x5 map, which its losses average and
+    its penalty sums. There is no norm, since the penalty is about each image by itself.
     """
 
     def __init__(self, c=1, width=32):
         super().__init__()
-        w = [width * 2 ** level for level in range(5)]                        # 32, 64, 128, 256, 512
-        self.down = nn.ModuleList(nn.Conv2d(i, o, 4, stride=2, padding=1) for i, o in zip([c] + w, w))
+        w = [width * 2 ** level for level in range(5)]                        # 32, 64, ..., 512
+        self.down = nn.ModuleList(nn.Conv2d(i, o, 4, 2, padding=1) for i, o in zip([c] + w, w))
         self.last = nn.Conv2d(w[-1], 1, 4, padding=1)
         he_init(self)
 
@@ -160,44 +125,80 @@ class Critic(nn.Module):
         check_size(y.shape[-1])
         h = y
         for conv in self.down:
-            h = leaky(conv(h))
-        return self.last(h).to(y.dtype).mean(dim=(1, 2, 3))
+            h = leaky(conv(h))                                                # d/2, ..., d/32
+        return self.last(h).to(y.dtype).mean(dim=(1, 2, 3))                   # [b]
+
+
+# ---------------------------------------------------------------- Details
+
+def he_init(network, slope=0.2):
+    """He initialisation for LeakyReLU: w ~ N(0, 2 / ((1 + slope^2) fan_in)), biases 0 (2015)."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, a=slope, nonlinearity="leaky_relu")
+            nn.init.zeros_(layer.bias)
+
+
+def instance_norm(c):
+    return nn.GroupNorm(c, c)  # a group for each channel, without nn.InstanceNorm2d's copies
+
+
+def leaky(h, slope=0.2):
+    """LeakyReLU as a product with 1 or slope, any shape. torch's own brings a second derivative,
+    zero everywhere, that the penalty would carry through the critic: a third of its work."""
+    return h * torch.where(h > 0, h.new_ones(()), h.new_full((), slope))
+
+
+def with_speck(x):
+    """Raises the middle pixel of constant images by one grey level, any shape. Without variance
+    each of twenty norms multiplies the gradient by 1/sqrt(1e-5) = 316, and one black slice would
+    end a run. Constant is: within half a grey level, as P(x) of a constant varies by 2e-7."""
+    spread = x.amax(dim=(1, 2, 3), keepdim=True) - x.amin(dim=(1, 2, 3), keepdim=True)
+    speck = torch.zeros_like(x[:1])
+    speck[..., x.shape[-1] // 2, x.shape[-1] // 2] = ONE_GREY_LEVEL
+    return x + (spread < ONE_GREY_LEVEL / 2) * speck
+
+
+def check_size(d):
+    """ValueError where the networks cannot take d x d images: there are five halvings, and a 1x1
+    bottom has no variance for the instance norm to divide by."""
+    if d < 64 or d % 32:
+        raise ValueError(f"the image size must be a multiple of 32 from 64 up, not {d}; try 128")
 
 
 def layer_table(network, c, d):
-    """Rows (name, output shape, parameters, FLOPs) of every layer with weights, for one c x d x d image; counted on the
-    meta device, so nothing is computed. A convolution costs 2 FLOPs per weight and output pixel, biases and norms 0."""
+    """Rows (name, output shape, parameters, FLOPs) of every layer, for one c x d x d image. On the
+    meta device nothing is computed. A convolution costs 2 FLOPs per weight and output pixel."""
     network, rows = network.to("meta"), []
 
     def note(name, layer, shape):
         parameters = sum(w.numel() for w in layer.parameters())
-        flops = 2 * layer.weight.numel() * shape[-2] * shape[-1] if isinstance(layer, nn.Conv2d) else 0
+        convolution = isinstance(layer, nn.Conv2d)
+        flops = 2 * layer.weight.numel() * shape[-2] * shape[-1] if convolution else 0
         rows.append((name, tuple(shape[1:]), parameters, flops))
 
     for name, layer in network.named_modules():
         if isinstance(layer, (nn.Conv2d, nn.GroupNorm)):
-            layer.register_forward_hook(lambda layer, _, out, name=name: note(name, layer, out.shape))
+            layer.register_forward_hook(lambda l, _, out, name=name: note(name, l, out.shape))
     network(torch.empty(1, c, d, d, device="meta"))
     return rows
 
 
 def main():
-    import run
-
-    parser = argparse.ArgumentParser(description="Print every layer with its output shape, parameters and FLOPs.")
+    parser = argparse.ArgumentParser(description="Print every layer: shape, parameters, FLOPs.")
     parser.add_argument("--size", type=int, default=256, help="side d of the image (Sec. 4.1: 256)")
     parser.error = run.fail
-    args = parser.parse_args()
-    try:
-        check_size(args.size)
-    except ValueError as error:
-        run.fail(f"{error}.")
+    d = parser.parse_args().size
     for title, network in (("G, the U-Net with two heads", UNet()), ("f, the critic", Critic())):
-        rows = layer_table(network, 1, args.size)
-        print(f"\n{title}, one {args.size}x{args.size} image\n{'layer':<22}{'output':<18}{'parameters':>12}{'MFLOP':>10}")
+        try:
+            rows = layer_table(network, 1, d)
+        except ValueError as error:
+            run.fail(str(error))
+        rows.append(("total", (), sum(row[2] for row in rows), sum(row[3] for row in rows)))
+        print(f"\n{title}, one {d}x{d} image")
+        print(f"{'layer':<22}{'output':<18}{'parameters':>12}{'MFLOP':>10}")
         for name, shape, parameters, flops in rows:
             print(f"{name:<22}{'x'.join(map(str, shape)):<18}{parameters:>12,}{flops / 1e6:>10.1f}")
-        print(f"{'total':<40}{sum(r[2] for r in rows):>12,}{sum(r[3] for r in rows) / 1e6:>10.1f}")
 
 
 if __name__ == "__main__":

@@ -47,8 +47,7 @@ def make_folder(path):
 
 
 def replace_file(path, write):
-    """Writes a file whole or not at all: write(place) fills PATH.tmp, which then takes PATH's
-    place. Where that cannot be done the old file stays, and the program ends with a sentence."""
+    """Writes a file whole or not at all: write(place) fills PATH.tmp, which takes PATH's place."""
     place = Path(f"{path}.tmp")
     try:
         if os.path.exists(path) and not os.path.isfile(path):
@@ -66,8 +65,7 @@ def replace_file(path, write):
 def progress(done, total, what):
     """Keeps one line up to date on a terminal; silent where the output goes to a file."""
     if sys.stderr.isatty() and is_first():
-        end = "\n" if done == total else ""
-        print(f"\r{what} {done}/{total}", end=end, file=sys.stderr, flush=True)
+        print(f"\r{what} {done}/{total}", end="\n" * (done == total), file=sys.stderr, flush=True)
 
 
 # ---------------------------------------------------------------- processes (torchrun), device
@@ -151,10 +149,6 @@ def is_due(step, n_updates, times, stop=0):
     return is_first() and (step in (1, 10, 100) or evenly or stop > 0)
 
 
-def sample_path(folder, step):
-    return folder / "samples" / f"{step:06d}.png"
-
-
 def started(seconds):
     """The moment at which a run that has taken so many seconds would have begun without a stop."""
     return time.perf_counter() - seconds
@@ -165,14 +159,16 @@ def log(folder, config, step, started, **values):
     share of the batch. Methods without a scale leave it null."""
     seconds, n_updates = time.perf_counter() - started, config["updates"]
     images = step * (config["critic_steps"] + 1) * config["batch"] / seconds
-    row = {"step": step, "seconds": round(seconds, 2), "images_per_second": round(images, 1)}
-    row |= {"scale_mean": None, "scale_min": None}
+    row = {"step": step, "seconds": round(seconds, 2), "images_per_second": round(images, 1),
+           "scale_mean": None, "scale_min": None}
     row |= {name: value.item() for name, value in values.items()}
     with open(folder / "log.jsonl", "a") as file:
         file.write(json.dumps(row) + "\n")
-    scale = "" if row["scale_mean"] is None else "  scale {scale_mean:.4f} (min {scale_min:.4f})"
-    numbers = "  wasserstein {wasserstein:.3f}  slope {slope:.3f}  residual {residual:.4f}" + scale
-    elapsed, remaining = (timedelta(seconds=int(s)) for s in (seconds, seconds / step * (n_updates - step)))
+    elapsed = timedelta(seconds=int(seconds))
+    remaining = timedelta(seconds=int(seconds / step * (n_updates - step)))
+    numbers = "  wasserstein {wasserstein:.3f}  slope {slope:.3f}  residual {residual:.4f}"
+    if row["scale_mean"] is not None:
+        numbers += "  scale {scale_mean:.4f} (min {scale_min:.4f})"
     over = "\r" if sys.stderr.isatty() else ""  # the line takes the place of progress()
     print(f"{over}update {step}/{n_updates}  elapsed {elapsed}  remaining {remaining}"
           f"{numbers.format(**row)}  {images:.0f} images/s", flush=True)
@@ -183,28 +179,26 @@ def read_log(folder):
 
 
 def draw_curves(folders, path):
-    """The logs of runs in three panels. The Wasserstein estimate's early numbers are a hundred
-    times the later ones, so the height of its panel is that of the last nine tenths."""
-    figure = Figure(figsize=(14, 4.2), layout="constrained")
-    wasserstein, slope, residual = figure.subplots(1, 3)
-    slope.axhspan(0.8, 1.2, color="green", alpha=.1, label="healthy in the end")
-    residual.axhline(1 / 127.5, color="gray", linestyle="-.", label="one grey level, the scale's floor")
-    later = []
+    """Three panels. The Wasserstein estimate's early numbers are a hundred times the later ones,
+    so the height of its panel is that of the last nine tenths."""
+    figure, later = Figure(figsize=(14, 4.2), layout="constrained"), [0]
+    axes = dict(zip(("wasserstein", "slope", "residual"), figure.subplots(1, 3)))
+    axes["slope"].axhspan(0.8, 1.2, color="green", alpha=.1, label="healthy in the end")
+    axes["residual"].axhline(1 / 127.5, color="gray", linestyle="-.", label="floor of the scale")
     for k, folder in enumerate(folders):
-        rows = read_log(folder)
+        rows, name = read_log(folder), folder.resolve().name
         steps = [row["step"] for row in rows]
         later += [row["wasserstein"] for row in rows if row["step"] > steps[-1] / 10]
-        for ax, name, style in ((wasserstein, "wasserstein", "-"), (slope, "slope", "-"),
-                                (residual, "residual", "-"), (residual, "scale_mean", "--")):
-            if rows[-1][name] is not None:
-                label = folder.resolve().name + (", mean scale" if name == "scale_mean" else "")
-                values = [row[name] for row in rows]
-                ax.plot(steps, values, style, color=f"C{k % 10}", label=label)
-    wasserstein.set(title="Wasserstein estimate: falls towards 0",
-                    ylim=(min(0, *later), max(later) * 1.05 + 1e-3))
-    slope.set(title="slope of the critic: settles near 1", yscale="log")
-    residual.set(title="residual and scale, in [-1,1]: approach each other", yscale="log")
-    for ax in (wasserstein, slope, residual):
+        for panel, ax in axes.items():
+            ax.plot(steps, [row[panel] for row in rows], color=f"C{k % 10}", label=name)
+        if rows[-1]["scale_mean"] is not None:
+            scale = [row["scale_mean"] for row in rows]
+            axes["residual"].plot(steps, scale, "--", color=f"C{k % 10}", label=f"{name}, scale")
+    axes["wasserstein"].set(title="Wasserstein estimate: falls towards 0",
+                            ylim=(min(later), 1.05 * max(later) + 1e-3))
+    axes["slope"].set(title="slope of the critic: settles near 1", yscale="log")
+    axes["residual"].set(title="residual and scale: approach each other", yscale="log")
+    for ax in axes.values():
         ax.set_xlabel("generator updates")
         ax.legend(fontsize=8)
     replace_file(path, lambda place: figure.savefig(place, dpi=80, format="png"))
@@ -218,12 +212,12 @@ def save(folder, config, step, started, state):
     networks = {**state.theta, **state.omega}
     for name, network in networks.items():
         if not all(w.abs().max() < 1e6 for w in network.parameters()):  # NaN is below nothing
-            fail(f"update {step}: the weights of {name} are above 1e6 or not finite; {way_on(folder)}.")
-    states = {name: network.state_dict() for name, network in networks.items()}
-    streams = {name: stream.get_state() for name, stream in state.streams.items()}
+            fail_astray(folder, f"update {step}: the weights of {name} are above 1e6 or not finite")
     checkpoint = {"config": config, "step": step, "seconds": time.perf_counter() - started,
-                  "networks": states, "opt_G": state.opt_G.state_dict(), "streams": streams,
-                  "opt_f": state.opt_f.state_dict(), "history": state.history}
+                  "networks": {name: network.state_dict() for name, network in networks.items()},
+                  "opt_G": state.opt_G.state_dict(), "opt_f": state.opt_f.state_dict(),
+                  "streams": {name: stream.get_state() for name, stream in state.streams.items()},
+                  "history": state.history}
 
     def write(place):
         torch.save(checkpoint, place)
@@ -247,7 +241,7 @@ def load_checkpoint(folder, check_settings=lambda config: None, device="cpu"):
                 raise ValueError("contents are missing")
             check_settings(checkpoint["config"])
         except (FileNotFoundError, NotADirectoryError):
-            faults.append(f"{path}: no such checkpoint; give the folder of a run that train.py has written")
+            faults.append(f"{path}: no such checkpoint; give the folder of a run of train.py")
         except DAMAGE as error:
             reason = error if type(error) is ValueError else type(error).__name__
             faults.append(f"{path}: is no checkpoint of train.py, or damaged ({reason})")
@@ -261,8 +255,9 @@ def load_checkpoint(folder, check_settings=lambda config: None, device="cpu"):
 def load_states(parts, states):
     """Puts saved states into networks, optimisers or streams of the same names."""
     for name, part in parts.items():
+        load = part.set_state if isinstance(part, torch.Generator) else part.load_state_dict
         try:
-            (part.set_state if isinstance(part, torch.Generator) else part.load_state_dict)(states[name])
+            load(states[name])
         except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
             fail(f"the checkpoint's {name} does not fit --method, --width and --critic-width "
                  f"({type(error).__name__}); give those of the run that wrote it.")
@@ -271,20 +266,19 @@ def load_states(parts, states):
 # ---------------------------------------------------------------- how a run begins and ends
 
 def begin(folder, config, checkpoint):
-    """Makes a run's folder ready. Log lines after the checkpoint, or cut short, are dropped: they
-    will be written again. The checkpoint takes checkpoint.pt's place, lest a damaged one stay."""
+    """Makes a run's folder ready: drops log lines after the checkpoint, or cut short, which will
+    be written again, and puts the checkpoint in its place, where a damaged one may stand."""
     make_folder(folder)
     if not is_first():
         return
-    if (folder / "log.jsonl").exists():
-        last = checkpoint["step"] if checkpoint else 0
-        try:
-            lines = (folder / "log.jsonl").read_text().splitlines(keepends=True)
-            valid = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= last]
-        except (ValueError, LookupError, TypeError):
-            fail(f"{folder}/log.jsonl: was not written by train.py, or is damaged; move it away, "
-                 "or choose another --out.")
-        replace_file(folder / "log.jsonl", lambda place: place.write_text("".join(valid)))
+    path, last = folder / "log.jsonl", checkpoint["step"] if checkpoint else 0
+    try:
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        lines = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= last]
+    except (ValueError, LookupError, TypeError):
+        fail(f"{path}: was not written by train.py, or is damaged; move it away, or choose another "
+             "--out.")
+    replace_file(path, lambda place: place.write_text("".join(lines)))
     text = json.dumps(config, indent=2) + "\n"
     replace_file(folder / "config.json", lambda place: place.write_text(text))
     if checkpoint:
@@ -295,13 +289,12 @@ def begin(folder, config, checkpoint):
 def stop_requests():
     """Inside, SIGINT and SIGTERM are noted in the list it gives, so that the update in hand can be
     finished and saved; the same signal once more ends the program at once."""
-    requests, before = [], {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    requests = []
 
     def note(number, _):
         requests.append(number)
         signal.signal(number, signal.SIG_DFL)
-    for number in before:
-        signal.signal(number, note)
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield requests
     finally:
@@ -320,17 +313,10 @@ def stop_requested(requests):
 
 def stop(folder, step, number):
     if is_first():
-        print(f"stopped after update {step}; go on with: python train.py --resume {folder}", file=sys.stderr)
+        print(f"stopped after update {step}; go on with: python train.py --resume {folder}",
+              file=sys.stderr)
     leave_processes()
     raise SystemExit(128 + number)
-
-
-def way_on(folder):
-    """What can be done with a run that went astray, for its last words."""
-    if not (folder / "checkpoint.pt").exists():
-        return "no checkpoint was written yet; try a smaller --lr-g, --lr-c or --lam"
-    return (f"{folder}/checkpoint.pt holds the last saved state; a new run can start from its networks "
-            f"with a smaller --lr-g, --lr-c or --lam: --init {folder}")
 
 
 def stop_unless_finite(folder, step, **risks):
@@ -338,7 +324,15 @@ def stop_unless_finite(folder, step, **risks):
     once per generator update: a critic's NaN stays a NaN."""
     broken = [name for name, risk in risks.items() if not torch.isfinite(risk)]
     if broken:
-        fail(f"update {step}: {', '.join(broken)} is not finite; {way_on(folder)}.")
+        fail_astray(folder, f"update {step}: {', '.join(broken)} is not finite")
+
+
+def fail_astray(folder, what):
+    """Last words of a run that no further update can mend."""
+    if (folder / "checkpoint.pt").exists():
+        what += (f"; {folder}/checkpoint.pt holds the last saved state, and --init {folder} starts "
+                 "a new run from its networks")
+    fail(f"{what}; choose a smaller --lr-g, --lr-c or --lam.")
 
 
 def is_out_of_memory(error):
@@ -350,9 +344,11 @@ def is_out_of_memory(error):
 def last_words(error, folder):
     """A full disk and a lack of memory are the user's to mend; everything else is a bug of ours."""
     exists = (folder / "checkpoint.pt").exists()
-    saved = f"{folder}/checkpoint.pt holds the last saved state" if exists else "nothing was saved yet"
+    state = "holds the last saved state" if exists else "was not written yet"
+    saved = f"{folder}/checkpoint.pt {state}"
     if isinstance(error, OSError):
-        fail(f"{error.filename or folder}: cannot be written ({error.strerror or error}); {saved}; make room and go on.")
+        where, reason = error.filename or folder, error.strerror or error
+        fail(f"{where}: cannot be written ({reason}); {saved}; make room and go on.")
     if is_out_of_memory(error):
         fail(f"out of memory: choose a smaller --batch, --size or --width; {saved}.")
     raise error
@@ -361,20 +357,22 @@ def last_words(error, folder):
 # ---------------------------------------------------------------- where runs stand
 
 def main():
-    parser = argparse.ArgumentParser(description="Say where runs stand and draw their curves: curves.png.")
+    parser = argparse.ArgumentParser(description="Say where runs stand and draw their curves.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders that train.py has written")
     parser.error = fail
     folders = [Path(folder) for folder in parser.parse_args().runs]
     for folder in folders:
         checkpoint = load_checkpoint(folder)
-        config = checkpoint["config"]
-        settings = ", ".join(f"{name} {config[name]}" for name in ("data", "method", "size", "lam", "seed"))
-        print(f"{folder}: {settings}; checkpoint whole, update {checkpoint['step']} of {config['updates']}")
+        config, step = checkpoint["config"], checkpoint["step"]
+        names = ("data", "method", "size", "lam", "seed")
+        print(f"{folder}: " + ", ".join(f"{name} {config[name]}" for name in names))
+        print(f"  checkpoint whole, update {step} of {config['updates']}")
         try:
             last = read_log(folder)[-1]
         except (OSError, ValueError, LookupError):
             fail(f"{folder}/log.jsonl: is missing, empty or damaged; give the folder of a run.")
-        print("  " + "  ".join(f"{name} {value:.4g}" for name, value in last.items() if value is not None))
+        values = (f"{name} {value:.4g}" for name, value in last.items() if value is not None)
+        print("  last line: " + "  ".join(values))
     draw_curves(folders, Path("curves.png"))
     print("wrote curves.png")
 

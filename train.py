@@ -33,7 +33,8 @@ SMOKE = dict(data="phantom", size=64, width=8, critic_width=16, batch=4, critic_
 def whole_number(least, most=10 ** 9):
     def check(text):
         if not text.isdecimal() or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"wants a whole number from {least} to {most}, not {text}")
+            raise argparse.ArgumentTypeError(f"wants a whole number from {least} to {most}, "
+                                             f"not {text}")
         return int(text)
     return check
 
@@ -64,7 +65,8 @@ def image_size(text):
 
 
 def make_parser():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     flag = parser.add_argument
     flag("--data", help="folder of slices, .h5 file, or the word phantom (Sec. 4.1)")
     flag("--method", choices=("uapi", "pi") + baselines.METHODS, default="uapi",
@@ -72,14 +74,15 @@ def make_parser():
     flag("--lam", type=real_number,
          help="weight of the patch or consistency loss (Eq. 6; Sec. 3.4: by grid search), "
               "default 10; cut: 1; released: 0.5")
-    flag("--p", type=real_number, default=10.0, help="weight of the gradient penalty (Sec. 3.4: 10)")
+    flag("--p", type=real_number, default=10.0, help="weight of the penalty (Sec. 3.4: 10)")
     flag("--size", type=image_size, default=256, help="side d of the images (Sec. 4.1: 256)")
     flag("--batch", type=whole_number(1, 4096), default=8, help="images in a batch (Sec. 3.4: 8)")
-    flag("--updates", type=whole_number(1), default=15000, help="generator updates (Sec. 3.4: 15,000)")
+    flag("--updates", type=whole_number(1), default=15000,
+         help="generator updates (Sec. 3.4: 15,000)")
     flag("--critic-steps", type=whole_number(1), default=15,
          help="critic updates per generator update (Sec. 3.4: 15)")
-    flag("--lr-g", type=learning_rate, default=5e-5, help="the generator's learning rate (Sec. 3.4: 5e-5)")
-    flag("--lr-c", type=learning_rate, default=2e-5, help="the critic's learning rate (Sec. 3.4: 2e-5)")
+    flag("--lr-g", type=learning_rate, default=5e-5, help="Adam's rate for G (Sec. 3.4: 5e-5)")
+    flag("--lr-c", type=learning_rate, default=2e-5, help="Adam's rate for f (Sec. 3.4: 2e-5)")
     flag("--width", type=whole_number(1, 256), default=16,
          help="width of the generator's first level (Sec. 3.4: 8.7 million parameters)")
     flag("--critic-width", type=whole_number(1, 512), default=32,
@@ -90,7 +93,7 @@ def make_parser():
          help="layers in bfloat16; patches, penalty and losses in float32 (Sec. 3.4 is silent)")
     flag("--device", help="cuda, cpu or mps; default: cuda where there is one, else cpu")
     flag("--out", help="folder of the run; default: runs/DATA_METHOD_lamLAM_seedSEED")
-    flag("--init", metavar="RUN", help="start from this run's networks, all other settings being new")
+    flag("--init", metavar="RUN", help="start a new run from this run's networks")
     flag("--resume", metavar="RUN", help="go on with this run; takes --updates and --device only")
     flag("--smoke", action="store_true", help="small settings for a first look on a CPU")
     flag("--dry-run", action="store_true", help="print settings and shapes of one pass, then stop")
@@ -139,8 +142,8 @@ def read_settings():
     if config["lam"] is None:
         config["lam"] = baselines.LAM.get(config["method"], 10.0)
     if not config["out"]:
-        name = f"{Path(config['data']).stem}_{config['method']}_lam{config['lam']:g}_seed{config['seed']}"
-        config["out"] = f"runs/{name}"
+        settings = "{method}_lam{lam:g}_seed{seed}".format(**config)
+        config["out"] = f"runs/{Path(config['data']).stem}_{settings}"
     return config, checkpoint, args.dry_run
 
 
@@ -159,7 +162,7 @@ class State(NamedTuple):
 
 
 def build(config):
-    """Networks, optimisers (Sec. 3.4: Adam, beta 0 and 0.9) and random streams, new from the seed."""
+    """Networks, optimisers (Sec. 3.4: Adam, beta 0 and 0.9) and random streams from the seed."""
     torch.manual_seed(8 * config["seed"])  # for the initial weights, and nothing else
     if config["method"] in ("pi", "uapi"):
         theta = nn.ModuleDict({"G": UNet(width=config["width"])})
@@ -238,7 +241,8 @@ def train(config, slices, folder, state, requests=()):
             slope = critic_slope(f, y, G.image(x).detach(), eps).mean()
             run.log(folder, config, step, started, wasserstein=-risk_f, slope=slope, **terms)
         if run.is_due(step, n_updates, 10, stop):
-            draw_samples(run.sample_path(folder, step), G, slices, device, uncertainty and lam > 0)
+            picture = folder / "samples" / f"{step:06d}.png"
+            draw_samples(picture, G, slices, device, uncertainty and lam > 0)
             run.draw_curves([folder], folder / "curves.png")
         if run.is_due(step, n_updates, 100, stop):
             run.save(folder, config, step, started, state)
@@ -265,7 +269,8 @@ def main():
     config, checkpoint, dry = read_settings()
     folder = Path(config["out"])
     if not checkpoint and not dry and any((folder / name).exists() for name in run.CHECKPOINTS):
-        run.fail(f"{folder}: already holds a run; go on with --resume {folder}, or choose another --out.")
+        run.fail(f"{folder}: already holds a run; go on with --resume {folder}, or choose another "
+                 "--out.")
     run.reuse_freed_memory()
     run.join_processes(config["device"])
     if distributed.is_initialized() and (config["batch"] % distributed.get_world_size()
@@ -292,7 +297,8 @@ def main():
         run.last_words(error, folder)
     print(f"finished: {folder}")
     if len(slices.evaluation_input):
-        print(f"judge it with: python evaluate.py {folder} --data {config['data']} --out {folder}/evaluation")
+        print(f"judge it with: python evaluate.py {folder} --data {config['data']} "
+              f"--out {folder}/evaluation")
     run.leave_processes()
 
 
