@@ -1,19 +1,17 @@
 """From the archives to slices (Sec. 4.1): raw IXI, fastMRI and CQ500 become what train.py reads.
 
     python prepare.py ixi     --t1 IXI-T1/ --t2 IXI-T2/ --out ixi_slices/
-    python prepare.py fastmri --volumes singlecoil_train/ singlecoil_val/ --out knee_slices/
+    python prepare.py fastmri --volumes singlecoil_train/ --out knee_slices/
     python prepare.py mri2ct  --t1 IXI-T1/ --ct CQ500/ --out mri2ct_slices/
 
---t1, --t2  SUBJECT-T1.nii.gz at any depth; the plain name wins over SUBJECT-T1-mask.nii.gz
---volumes   .h5 files of fastMRI's single-coil train and val releases, at any depth
---ct        a folder per patient, DICOM at any depth in it, as in CQ500, or a NIfTI file per patient,
-            in Hounsfield units. RLE and JPEG 2000 work as installed, lossless JPEG with pylibjpeg
---out       input/*.png, target/*.png, evaluation/NAME_input.png and NAME_target.png, 8-bit grey, and
-            manifest.json: who went where, every choice. NAME.h5: one file, NAME.json, preview NAME.png
-
-The same command goes on where it stopped and tries again what could not be used; --limit, a first
-look, needs its own --out. For mri2ct an IXI T1 gives some 154 slices; Sec. 4.1 counts 79. Brains lie
-nose up, their left on the right, as radiologists look at them; the authors' sample lies nose down.
+--t1, --t2: SUBJECT-T1.nii.gz at any depth. --volumes: .h5 files of fastMRI's single-coil train and
+val. --ct: for every patient a folder of DICOM files, as in CQ500, or a NIfTI file in Hounsfield
+units; RLE and JPEG 2000 work as installed, lossless JPEG with pylibjpeg. --out gets input/*.png,
+target/*.png, evaluation/NAME_input.png and NAME_target.png, and manifest.json: who went where, every
+choice; NAME.h5 is one file, beside it NAME.json and the preview NAME.png. The same command goes on
+where it stopped and tries again what could not be used; --limit, a first look, needs its own --out.
+In mri2ct an IXI T1 gives some 154 slices, where Sec. 4.1 counts 79. Brains lie nose up, their left
+on the right, as radiologists look at them; the authors' own sample lies nose down: do not mix them.
 """
 import argparse
 import contextlib
@@ -26,7 +24,6 @@ import re
 import shutil
 import sys
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 
@@ -44,21 +41,18 @@ WHITE = 99.9
 AIR = -1024  # Hounsfield units; below lies only padding outside the scanner's circle
 UNFIT = re.compile(r"(?:[^\w.-]|_)+")  # in names: blanks, and underscores, which end a patient's
 NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
-NOBODY = re.compile(r"anon|unknown|^[\W0]*$", re.IGNORECASE)  # a PatientID that many people have
-# What hospitals write into the description of a CT series, in lower case; CQ500 has some 80 spellings.
-# PLAIN takes along the agent that it denies: "without iv contrast".
+# Descriptions of CT series, in lower case; CQ500 has some 80. PLAIN takes along what it denies.
 PLAIN = re.compile(
-    r"(plain|\bpre(?=\b|contrast)|\bnon?(?=\W?(contrast|enhanced|iv\b|ce\b))|\bncct\b|without|\bw/?o\b"
-    r"|unenhanced|\bc-(?!\d)|\bs/c\b|\bnati[vf]|\b(sin|sem|sans|senza|ohne|zonder)\b)"
+    r"(plain|\bpre(?=\b|contrast)|\bnon?(?=\W?(contrast|enhanced|iv\b|ce\b))|\bncct\b|unenhanced|without"
+    r"|\bw/?o\b|\bc-(?!\d)|\bs/c\b|\bnati[vf]|\b(sin|sem|sans|senza|ohne|zonder)\b)"
     r"(\W*(or )?(contrast\w*|enhanced|agent|injection|iv|oral|ce|km|mdc|c)\b)*")
 CONTRAST = re.compile(
     r"contrast|enhanced|inject|post(?!erior|.?fossa|.?op|.?trauma)|angio|cect|perf|venous|arter"
-    r"|\d ?cc\b|\b(cta|c|ce|km|mdc|iv|oral)\b|\bwith$")
-WITH = re.compile(r"\b(with|w|mit|con|com|avec|met)\b")
+    r"|\d ?cc\b|\b(cta|c|ce|km|mdc|iv|oral|with|mit|con|avec)\b|\bw\b *(and|&|/|\+|$)|(and|&|/|\+) *w\b")
 SHARP = re.compile(r"bone|hi.?res|hrct|sharp|lung|edge|\bh[67]\d|\bfc[38]\d")
 
 
-# ------------------------------------------------------ who goes where, which slices, which greys
+# ---------------------------------------------------------------- who goes where, slices, greys
 
 def core(n):
     """The core 60 % (Sec. 4.1) of n slices. Of 130: 26..103, as in the authors' sample."""
@@ -76,16 +70,13 @@ def split(patients, args):
     half. Two patients: nobody is left for evaluation. One: a pair to look at, nobody to train on."""
     order = shuffled(patients, args)
     held = 0 if len(order) == 2 else max(1, round(len(order) / 10))
-    middle = held + (len(order) - held + 1) // 2
-    lists = order[held:middle], order[middle:], order[:held]
-    return {part: sorted(people) for part, people in zip(PARTS, lists)}
+    half = held + (len(order) - held + 1) // 2
+    return dict(zip(PARTS, map(sorted, (order[held:half], order[half:], order[:held]))))
 
 
 def grey_limits(stack, kind, args):
     """Core slices of one volume [n,h,w] -> what becomes 0 and 255: the window of CT, one scale for all
     slices of an MRI or, as in the authors' sample, None: every slice has its own."""
-    if stack.min() == stack.max():
-        raise ValueError("all voxels of its core have one value; does a T1 lie where its T2 lies?")
     if kind == "ct":
         return [args.centre - args.width / 2, args.centre + args.width / 2]
     if args.normalise == "slice":
@@ -95,7 +86,7 @@ def grey_limits(stack, kind, args):
 
 def fit_square(picture, spacing, size, limits):
     """float32 [h,w], mm between rows and between columns -> uint8 [size,size], pixels as wide as high,
-    padded with black; and the limits used, a slice's own being those after shrinking. Pillow's bicubic
+    padded with black; and the limits, a slice's own being those after shrinking. Pillow's bicubic
     averages when it shrinks: from 320 to 256 it errs by half as much as the box filter."""
     def to_grey(values, low, high):
         return np.clip((values - low) / max(high - low, 1e-12) * 255, 0, 255)
@@ -103,21 +94,20 @@ def fit_square(picture, spacing, size, limits):
     sides = picture.shape * np.array(spacing)
     h, w = (max(1, round(size * side / sides.max())) for side in sides)
     small = np.asarray(Image.fromarray(picture).resize((w, h), Image.Resampling.BICUBIC))
-    if not limits:
-        limits = [float(small.min()), float(small.max())]
-        small = to_grey(small, *limits)
-    grey = np.rint(np.clip(small, 0, 255)).astype(np.uint8)
+    limits = limits or [float(small.min()), float(small.max())]
+    # bicubic overshoots what was clipped before
+    grey = to_grey(small, *(limits if own else (0, 255)))
     top, left = (size - h) // 2, (size - w) // 2
     return np.pad(grey, ((top, size - h - top), (left, size - w - left))), limits
 
 
-# ------------------------------------------------------ readers
+# ---------------------------------------------------------------- readers
 # Each -> (core slices of one volume float32 [n,rows,columns], affine from [slice, row, column] to mm,
 # the slices' numbers in the volume, notes for the manifest). ValueError: why it cannot be used.
 
 @contextlib.contextmanager
 def reading(path):
-    """Names file and folder in what goes wrong: nibabel, pydicom and h5py raise errors of many kinds."""
+    """Names file and folder in what goes wrong: nibabel, pydicom and h5py raise errors of all kinds."""
     try:
         yield
     except Exception as error:
@@ -127,11 +117,9 @@ def reading(path):
 
 def upright(voxels, affine):
     """-> [slice from bottom to top, row from front to back, column from right to left], its affine."""
-    from nibabel import orientations
-    ours = orientations.axcodes2ornt("SPL")
-    turn = orientations.ornt_transform(orientations.io_orientation(affine), ours)
-    affine = affine @ orientations.inv_ornt_aff(turn, voxels.shape)
-    return orientations.apply_orientation(voxels, turn), affine
+    from nibabel import orientations as turns
+    turn = turns.ornt_transform(turns.io_orientation(affine), turns.axcodes2ornt("SPL"))
+    return turns.apply_orientation(voxels, turn), affine @ turns.inv_ornt_aff(turn, voxels.shape)
 
 
 def read_nifti(path):
@@ -154,25 +142,24 @@ def read_nifti(path):
 
 def brain(path, grid_path=None):
     """A NIfTI volume on the core axial slices of its own grid or, linearly interpolated, of another's:
-    IXI's T1 is stored sagittal, its T2 axial, in planes some 13 degrees apart. Both affines lead there;
-    nothing is registered."""
+    IXI's T1 is stored sagittal, its T2 axial, some 13 degrees apart. Nothing is registered."""
     from scipy import ndimage
     stack, affine = read_nifti(grid_path or path)
-    kept = core(len(stack))
+    kept, notes = core(len(stack)), {"file": path.name}
     if not grid_path:
-        return stack[kept.start:kept.stop], affine, kept, {"file": path.name}
+        return stack[kept.start:kept.stop], affine, kept, notes
     shape = len(kept), *stack.shape[1:]
     del stack  # so that both volumes and the result are never in memory together
     stack, own = read_nifti(path)
     step = np.linalg.inv(own) @ affine
     start, air = step[:3, 3] + step[:3, 0] * kept.start, float(stack.min())
     stack = ndimage.affine_transform(stack, step[:3, :3], start, shape, order=1, cval=air)
-    return stack, affine, kept, {"file": path.name, "resampled_onto": grid_path.name}
+    return stack, affine, kept, notes | {"resampled_onto": grid_path.name}
 
 
 def column_mask(name, measured):
     """4x random mask (Sec. 4.1), drawn by the file's name: of the measured columns, bool [columns], the
-    central 8 % and others up to a quarter. Reference 3 tosses a coin a column, 4x on average only."""
+    central 8 % and others up to a quarter. Reference 3 draws every column, which is 4x on average."""
     central = round(0.08 * measured.sum())
     mask = np.zeros(len(measured), bool)
     mask[len(mask) // 2 - central // 2:][:central] = True
@@ -192,13 +179,13 @@ def reconstruct(kspace, side=320):
 
 
 def knee(path, accelerated):
-    """A fastMRI volume: zero-filled or fully sampled. Each is scaled to grey on its own: who has only the
-    undersampled scan does not know the other (the scales differ by 2 to 5 %, less than 0.1 dB a pair).
-    Older files hold columns of zeros, which were never measured."""
+    """A fastMRI volume, zero-filled or fully sampled. Each is scaled to grey on its own: who has the
+    undersampled scan does not know the other (2 to 5 % of scale, less than 0.1 dB a pair). In older
+    files some columns hold zeros: they were never measured."""
     with reading(path), h5py.File(path) as file:
         kspace, undersampled = file["kspace"], "mask" in file
         if kspace.ndim != 3 or kspace.dtype.kind != "c" or undersampled:
-            raise ValueError(f"{kspace.dtype} {kspace.shape}, {undersampled=}; not single-coil train, val")
+            raise ValueError(f"{kspace.shape}, {undersampled=}; wants single-coil train and val")
         measured = np.any(kspace[len(kspace) // 2], axis=0)
         mask = column_mask(path.name, measured) if accelerated else measured
         if not mask.any():
@@ -219,7 +206,7 @@ def ct(paths):
         try:
             stack, affine, kept, notes = read()
             if "file" in notes and stack.min() >= -500:
-                raise ValueError(f"{notes['file']} has nothing below -500: not in HU, or without air")
+                raise ValueError(f"{notes['file']}: nothing below -500 HU; not in HU, or without air")
             return np.maximum(stack, AIR, out=stack), affine, kept, notes | {"found": found}
         except ValueError as error:
             found.append(str(error))
@@ -228,10 +215,10 @@ def ct(paths):
 
 def read_series(title, headers):
     """headers: of one slice after the other, from bottom to top."""
-    first, affine, kept = headers[0], np.eye(4), core(len(headers))
-    with reading(Path(first.filename)):
-        lengths = [1, *map(float, first.PixelSpacing)]
-        affine[:3, :3] = directions(first).T * lengths * [[-1], [-1], [1]]  # DICOM counts left and back
+    affine, kept = np.eye(4), core(len(headers))
+    with reading(Path(headers[0].filename)):  # DICOM counts to the patient's left and back
+        lengths = [1, *map(float, headers[0].PixelSpacing)]
+        affine[:3, :3] = directions(headers[0]).T * lengths * [[-1], [-1], [1]]
     stack = np.stack([hounsfield(Path(headers[k].filename)) for k in kept])
     return *upright(stack, affine), kept, {"series": title, "slices_acquired": len(headers)}
 
@@ -257,10 +244,9 @@ def directions(header):
 
 
 def plain_series(paths):
-    """DICOM files -> (readers of plain axial series, the best first; a line on everything found). An odd
-    file, an index or a damaged scout, costs only itself. Best are those without a gap; as acquired, not
-    derived, which have been cut twice; with soft kernels, since the noise of sharp ones hides grey and
-    white matter; then those of most slices: Sec. 4.1 counts 130 a patient, which only thin ones have."""
+    """DICOM files -> (readers of plain axial series, the best first; a line on everything found). An
+    odd file costs only itself. Best: without a gap; not derived, which is cut twice; of soft kernel,
+    since noise hides grey and white matter; of most slices: Sec. 4.1 counts 130, thin ones."""
     import pydicom
     series, found, fit = {}, [], {}
     for path in paths:
@@ -274,62 +260,54 @@ def plain_series(paths):
                 axes, place = directions(header), header.get("ImagePositionPatient")
                 header.height = round(float(axes[0] @ np.array(place, float)), 2) if place else None
                 tags = (header.get(tag) for tag in ("SeriesInstanceUID", "Rows", "Columns"))
-                key = *tags, header.height is None, *axes.round(2).flat
-            series.setdefault(key, []).append(header)
+                series.setdefault((*tags, not place, *axes.round(2).flat), []).append(header)
         except ValueError as error:
             found.append(str(error))
     for headers in series.values():
         first, reason = headers[0], why_not(headers)
-        title = f"{first.title}, {len(headers)} files in {Path(first.filename).parent.name}"
+        title = f"{first.title}, {len(headers)} files in {Path(first.filename).parent.name}: "
         if not reason:
             slices = {header.height: header for header in reversed(headers)}  # of twins the first
             reason = gap(sorted(slices)) or "whole"
             derived = "DERIVED" in str(first.get("ImageType")).upper()
             sharp = bool(SHARP.search(f"{first.title} {first.get('ConvolutionKernel')}".lower()))
-            rank = reason != "whole", derived, sharp, -len(headers), f"{title}: {reason}", len(fit)
+            rank = reason != "whole", derived, sharp, -len(slices), title + reason, len(fit)
             fit[rank] = [slices[height] for height in sorted(slices)]
-        found.append(f"{title}: {reason}")
-    people = {str(header.get("PatientID") or "").strip()
-              for headers in fit.values() or series.values() for header in headers}
-    if len(people - {""}) > 1:
+        found.append(title + reason)
+    suspects = sum(fit.values() or series.values(), [])
+    if len({str(header.get("PatientID") or "").strip() for header in suspects} - {""}) > 1:
         raise ValueError("holds several people by PatientID; --ct wants a folder for every patient")
     return [partial(read_series, rank[-2], fit[rank]) for rank in sorted(fit)], found
 
 
 def gap(heights):
-    """Sorted, in mm -> where slices are missing, or None. Distances may change within a scan: each is
-    compared with two before and two behind it."""
+    """Sorted heights in mm -> where slices are missing, or None."""
     steps = np.diff(heights)
-    for i, step in enumerate(steps):
+    for i, step in enumerate(steps):  # distances may change within a scan: two before, two behind
         near = sorted([*steps[max(0, i - 2):i], *steps[i + 1:i + 3]])
         share = step / near[len(near) // 2]
         if share > 1.5:
             return f"gap of {round(share) - 1} slices from {heights[i]:g} to {heights[i + 1]:g} mm"
-    return None
 
 
 def why_not(headers):
     """The first reason for which a series is no plain axial scan, or None. Its description outranks
     ContrastBolusAgent, which is often filled in for the whole examination, plain scan included."""
-    first = headers[0]
-    left, denied = PLAIN.subn(" ", first.title.lower().replace("_", " "))
-    agent = str(first.get("ContrastBolusAgent") or "none").strip().lower() not in ("none", "no", "n")
-    modality = f"{first.get('Modality')} {first.get('PhotometricInterpretation')}"
-    tags = ("ImagePositionPatient", "PixelSpacing", "RescaleIntercept")
-    reasons = {
-        f"pixels are {modality}": modality != "CT MONOCHROME2",
-        "no place, pixel spacing or Hounsfield units": any(first.get(tag) is None for tag in tags),
-        "localiser": "LOCALIZER" in str(first.get("ImageType")).upper(),
-        "not axial": abs(directions(first)[0]).argmax() != 2,
-        # what is left after denials counts: "pre and post" holds both
-        "contrast agent": CONTRAST.search(left) or (WITH.search(left) if denied else agent),
-        "fewer than 5 slices": len(headers) < 5}
+    first, tags = headers[0], ("ImagePositionPatient", "PixelSpacing", "RescaleIntercept")
+    left, denied = PLAIN.subn(" ", first.title.lower().replace("_", " "))  # "pre and post" is both
+    agent = str(first.get("ContrastBolusAgent") or "no").strip().lower() not in ("none", "no", "n")
+    pixels = f"{first.get('Modality')} {first.get('PhotometricInterpretation')}"
+    reasons = {f"pixels are {pixels}": pixels != "CT MONOCHROME2",
+               "no place, pixel spacing or Hounsfield units": any(not first.get(t) for t in tags),
+               "localiser": "LOCALIZER" in str(first.get("ImageType")).upper(),
+               "not axial": abs(directions(first)[0]).argmax() != 2,
+               "contrast agent": CONTRAST.search(left) or agent and not denied,
+               "fewer than 5 slices": len(headers) < 5}
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
-# ------------------------------------------------------ archives
-# Each -> (who goes where, {beginning of a volume's slice names: {domain: (kind of slice, reader)}},
-# {what cannot be opened: reason})
+# ---------------------------------------------------------------- archives
+# Each -> (who goes where, {how names of slices begin: {domain: (kind, reader)}}, {unopened: reason})
 
 def listed(folder, fits, wanted):
     """Files below a folder, sorted, so that the disk's order decides nothing; no hidden ones."""
@@ -348,49 +326,44 @@ def find_contrast(folder, contrast):
     That plain name wins over IXI012-HH-1211-T1-mask.nii.gz."""
     form = re.compile(rf"(.+?)[-_]{contrast}w?([-_.].*)?\.nii(\.gz)?", re.IGNORECASE)
     wanted = f"file named like IXI012-HH-1211-{contrast}.nii.gz"
+    paths = listed(folder, lambda path: form.fullmatch(path.name), wanted)
     files, spellings, places = {}, {}, {}
-    for path in listed(folder, lambda path: form.fullmatch(path.name), wanted):
-        spelling, more, _ = form.fullmatch(path.name).groups()
+    for path in sorted(paths, key=lambda path: bool(form.fullmatch(path.name)[2])):
+        spelling = form.fullmatch(path.name)[1]
         subject = UNFIT.sub("-", spelling)
         keep_apart(spellings, subject, spelling)
-        if not more:
-            keep_apart(places, subject, path.parent / spelling)
-        files.setdefault(subject, []).append((bool(more), path))
-    for subject, found in files.items():
-        files[subject], *others = [path for _, path in sorted(found)]
-        if others:
-            names = ", ".join(path.name for path in others)
-            print(f"{files[subject].name} is taken, left out: {names}", file=sys.stderr)
+        keep_apart(places, path.name, path)
+        if files.setdefault(subject, path) != path:
+            print(f"{path} is left out: {files[subject].name} is taken", file=sys.stderr)
     return files
 
 
 def ixi(args):
     t1, t2 = find_contrast(args.t1, "T1"), find_contrast(args.t2, "T2")
-    both, single = sorted(t1.keys() & t2.keys()), t1.keys() ^ t2.keys()
-    print(f"{len(both)} subjects have T1 and T2; {len(single)} have only one and are left out")
+    both = sorted(t1.keys() & t2.keys())
+    print(f"{len(both)} subjects have T1 and T2; {len(t1.keys() ^ t2.keys())} have one, are left out")
     return split(both, args), {who: {"input": ("t1", partial(brain, t1[who], t2[who])),
                                      "target": ("t2", partial(brain, t2[who]))} for who in both}, {}
 
 
 def fastmri(args):
-    paths = [path for folder in args.volumes
-             for path in listed(folder, lambda path: path.suffix.lower() == ".h5", ".h5 file")]
     volumes, places, unopened = {}, {}, {}
-    for path in paths:
-        stem, keys = UNFIT.sub("-", path.stem), ("acquisition", "patient_id")
-        keep_apart(places, stem, path)
-        try:
-            with reading(path), h5py.File(path) as file:
-                acquisition, person = (str(np.asarray(file.attrs.get(k, "")).astype(str)) for k in keys)
-        except ValueError as error:
-            unopened[stem] = str(error)
-            continue
-        if acquisition == ACQUISITION:
-            # of the id, a hash of 64 digits, twelve tell patients apart; without one a file is a patient
-            who = f"p{hashlib.sha256(person.encode()).hexdigest()[:12]}_{stem}" if person else stem
-            volumes[who] = {"input": ("4x", partial(knee, path, True)),
-                            "target": ("full", partial(knee, path, False))}
-    print(f"{len(volumes)} of {len(paths)} volumes are of acquisition {ACQUISITION}, {len(unopened)} "
+    for folder in args.volumes:
+        for path in listed(folder, lambda path: path.suffix.lower() == ".h5", ".h5 file"):
+            stem, keys = UNFIT.sub("-", path.stem), ("acquisition", "patient_id")
+            keep_apart(places, stem, path)
+            try:
+                with reading(path), h5py.File(path) as file:
+                    said = [str(np.asarray(file.attrs.get(key, "")).astype(str)) for key in keys]
+            except ValueError as error:
+                unopened[stem] = str(error)
+                continue
+            if said[0] == ACQUISITION:
+                # twelve of the id's 64 digits tell patients apart; without one a file is a patient
+                who = f"p{hashlib.sha256(said[1].encode()).hexdigest()[:12]}_" if said[1] else ""
+                volumes[who + stem] = {"input": ("4x", partial(knee, path, True)),
+                                       "target": ("full", partial(knee, path, False))}
+    print(f"{len(volumes)} of {len(places)} volumes are of acquisition {ACQUISITION}, {len(unopened)} "
           "cannot be opened, the others are left out")
     return split({patient(stem) for stem in volumes}, args), volumes, unopened
 
@@ -412,10 +385,10 @@ def mri2ct(args):
             name = UNFIT.sub("-", place.name if inside else NIFTI.sub("", place.name))
             keep_apart(places, name, place)
             scans.setdefault(name, []).append(path)
-    for name, path in [(name, path) for name, paths in scans.items() for path in paths[:20]]:
+    for name, path in ((name, path) for name, paths in scans.items() for path in paths[:20]):
         with contextlib.suppress(Exception):  # what is wrong with a file is said when its turn comes
             person = str(pydicom.dcmread(path, specific_tags=["PatientID"]).PatientID).strip()
-            if not NOBODY.search(person):
+            if person.strip("0") and not re.search("anon|unknown", person.lower()):
                 keep_apart(owners, f"one person by PatientID ({person})", places[name])
     mri, target = shuffled(t1, args)[:args.patients_mri], shuffled(scans, args)
     print(f"{len(t1)} T1 volumes found, {len(mri)} taken; {len(scans)} CT patients found")
@@ -425,7 +398,7 @@ def mri2ct(args):
     return dict(zip(PARTS, (sorted(mri[held:]), target, sorted(mri[:held])))), volumes, {}
 
 
-# ------------------------------------------------------ the run
+# ---------------------------------------------------------------- the run
 
 def prepare_volume(folder, part, stem, sources, args):
     """-> notes for the manifest. Slices are written aside first and then renamed, so that nothing
@@ -439,10 +412,9 @@ def prepare_volume(folder, part, stem, sources, args):
             halves[domain if part == "evaluation" else kind] = [square for square, _ in squares]
             notes[kind]["black_and_white"] = limits or [own for _, own in squares]
             del stack  # before the other half of the pair is read
-    blank = [all(square.min() == square.max() for square in row) for row in zip(*halves.values())]
-    notes |= {"slices": blank.count(False), "of_one_grey": blank.count(True)}
+    blank = [all(np.ptp(square) == 0 for square in row) for row in zip(*halves.values())]
     if all(blank):
-        raise ValueError("every one of its core slices is of a single grey")
+        raise ValueError("all its slices are of a single grey; does a T1 lie where its T2 lies?")
     with tempfile.TemporaryDirectory(prefix="unfinished-", dir=folder) as aside:
         for ending, squares in halves.items():
             for k, square, empty in zip(numbers, squares, blank):
@@ -450,26 +422,25 @@ def prepare_volume(folder, part, stem, sources, args):
                     Image.fromarray(square).save(Path(aside, f"{stem}_{k:03d}_{ending}.png"))
         for path in Path(aside).iterdir():
             os.replace(path, folder / part / path.name)
-    return notes
+    return notes | {"slices": blank.count(False), "of_one_grey": blank.count(True)}
 
 
 def begin(folder, parts, unopened, args):
-    """-> the manifest of an earlier run that left slices, or a new one. Ends the program where the folder
-    holds other slices. Who could not be opened then and can be now joins input or target."""
+    """-> the manifest of an earlier run that left slices, or a new one; ends the program at slices of
+    another kind. Who could not be opened then and can be now joins input or target."""
     elsewhere = ("t1", "t2", "ct", "volumes", "out", "preview")  # differ between people
     settings = {key: value for key, value in vars(args).items() if key not in elsewhere}
-    if not any(path for part in PARTS for path in (folder / part).glob("*")):
+    if not any(path for part in PARTS for path in (folder / part).iterdir()):
         return settings | {"drawn": parts, "unopened": [*unopened], "bad": unopened, "volumes": {}}
     before = {"drawn": {}, "unopened": []}
     with contextlib.suppress(OSError, ValueError):
         before = json.loads((folder / "manifest.json").read_text())
-    known, now = ({who for people in drawn.values() for who in people}
-                  for drawn in (before["drawn"], parts))
+    known, now = ({*sum(drawn.values(), [])} for drawn in (before["drawn"], parts))
     differ = [key for key in settings if before.get(key) != settings[key]]
     if known - now or now - known and not before["unopened"]:
         differ.append("split")
     if differ:
-        fail(f"{args.out}: holds slices of other settings ({', '.join(differ)}); choose another --out")
+        fail(f"{args.out}: holds other settings ({', '.join(differ)}); choose another --out")
     for who in sorted(now - known):
         min(before["drawn"]["input"], before["drawn"]["target"], key=len).append(who)
     return before | {"bad": before["bad"] | unopened}
@@ -477,8 +448,9 @@ def begin(folder, parts, unopened, args):
 
 def save(place, manifest):
     """Aside first, then renamed. The split holds who gave slices; a list of numbers takes one line."""
-    manifest["split"] = {part: sorted({patient(stem) for stem, notes in manifest["volumes"].items()
-                                       if notes["part"] == part}) for part in PARTS}
+    done = manifest["volumes"].items()
+    manifest["split"] = {part: sorted({patient(stem) for stem, notes in done if notes["part"] == part})
+                         for part in PARTS}
     text = json.dumps(manifest, indent=1)
     text = re.sub(r"\[[-+.\de,\s]+\]", lambda numbers: " ".join(numbers[0].split()), text)
     Path(f"{place}.tmp").write_text(text + "\n")
@@ -489,28 +461,24 @@ def prepare(folder, manifest, volumes, args):
     """Goes through the volumes that the manifest does not hold as done: bad ones have another chance,
     and the next one takes the place of a CT patient who cannot be used."""
     part_of = {who: part for part, people in manifest["drawn"].items() for who in people}
-    done, bad, spares, started = manifest["volumes"], manifest["bad"], [], time.monotonic()
+    done, bad = manifest["volumes"], manifest["bad"]
     todo = [stem for stem in volumes if patient(stem) in part_of and stem not in done]
-    if args.task == "mri2ct":
-        wanted = args.patients_ct - sum("ct" in notes for notes in done.values())
-        spares = [stem for stem in todo if "target" in volumes[stem]][max(0, wanted):]
-        todo = [stem for stem in todo if stem not in spares]
     print(f"{len(todo) + len(done)} volumes, {len(done)} of them done already")
     save(folder / "manifest.json", manifest)  # first, so that a run killed in the first volume goes on
     for count, stem in enumerate(todo, 1):
+        progress(count, len(todo), "volume")
+        enough = args.task == "mri2ct" and sum("ct" in n for n in done.values()) >= args.patients_ct
+        if enough and "target" in volumes[stem]:
+            continue
         try:
             done[stem] = prepare_volume(folder, part_of[patient(stem)], stem, volumes[stem], args)
             bad.pop(stem, None)
-            if found := done[stem].get("ct"):
-                print(f"{stem}: {found.get('series') or found['file']}")
+            if scan := done[stem].get("ct"):
+                print(f"{stem}: {scan.get('series') or scan['file']}")
         except ValueError as error:
             bad[stem] = str(error)
-            print(f"\nskipped {stem}: {error}", file=sys.stderr)
-            if "target" in volumes[stem] and spares:
-                todo.append(spares.pop(0))  # which lengthens this loop
+            print(f"skipped {stem}: {error}", file=sys.stderr)
         save(folder / "manifest.json", manifest)
-        seconds = (time.monotonic() - started) / count * (len(todo) - count)
-        progress(count, len(todo), f"{seconds // 60:4.0f} min {seconds % 60:02.0f} s left, volume")
 
 
 def pack(out, found, size):
@@ -524,6 +492,35 @@ def pack(out, found, size):
             names = [name for name, _ in pairs]
             file.create_dataset(f"{which}_names", data=names, dtype=h5py.string_dtype())
     os.replace(f"{out}.tmp", out)
+
+
+def finish(folder, manifest, args):
+    entries, bad = find_images(folder), manifest["bad"]
+    found = {s: [(name, paths[s]) for name, paths in entries if s in paths] for s in SETS}
+    print(f"{args.out}: " + ", ".join(f"{len(pairs)} slices for {s}" for s, pairs in found.items()))
+    if bad:
+        print(f"skipped {len(bad)} volumes in all; the manifest has the reasons", file=sys.stderr)
+    for part, which in zip(PARTS, SETS):
+        if manifest["drawn"][part] and not found[which]:
+            reasons = "; ".join(f"{stem}: {reason}" for stem, reason in [*bad.items()][:3])
+            fail(f"{args.out}: not one slice for {part}; {reasons}")
+    if reached := [n["4x"]["acceleration"] for n in manifest["volumes"].values() if "4x" in n]:
+        print(f"acceleration reached, over the measured columns: {min(reached)} to {max(reached)}")
+    if args.task == "mri2ct" and len(manifest["split"]["target"]) < args.patients_ct:
+        print(f"{len(manifest['split']['target'])} CT patients, not {args.patients_ct}: no more fit")
+    packed = args.out != folder
+    if args.preview:
+        columns = {which: [np.asarray(Image.open(pairs[i * (len(pairs) - 1) // 7][1])) for i in range(8)]
+                   for which, pairs in found.items() if pairs}
+        place = args.out.with_suffix(".png") if packed else folder / "preview.png"
+        picture_grid(place, list(zip(*columns.values())), list(columns))
+    if packed:
+        save(args.out.with_suffix(".json"), manifest)
+        pack(args.out, found, args.size)
+        if bad:
+            print(f"{folder} is kept: the same command tries the skipped volumes again")
+        else:
+            shutil.rmtree(folder)
 
 
 def run(args):
@@ -549,66 +546,39 @@ def run(args):
             shutil.rmtree(left)
         manifest = begin(folder, parts, unopened, args)
         prepare(folder, manifest, volumes, args)
-        finish(folder, manifest, packed, args)
-
-
-def finish(folder, manifest, packed, args):
-    entries, bad = find_images(folder), manifest["bad"]
-    found = {which: [(name, paths[which]) for name, paths in entries if which in paths] for which in SETS}
-    print(f"{args.out}: " + ", ".join(f"{len(pairs)} slices for {which}" for which, pairs in found.items()))
-    if bad:
-        print(f"skipped {len(bad)} volumes in all; the manifest has the reasons", file=sys.stderr)
-    for part, which in zip(PARTS, SETS):
-        if manifest["drawn"][part] and not found[which]:
-            reasons = "; ".join(f"{stem}: {reason}" for stem, reason in [*bad.items()][:3])
-            fail(f"{args.out}: not one slice for {part}; {reasons}")
-    if reached := [notes["4x"]["acceleration"] for notes in manifest["volumes"].values() if "4x" in notes]:
-        print(f"acceleration reached, over the measured columns: {min(reached)} to {max(reached)}")
-    if blank := sum(notes["of_one_grey"] for notes in manifest["volumes"].values()):
-        print(f"{blank} slices of a single grey are left out")
-    if args.task == "mri2ct" and len(manifest["split"]["target"]) < args.patients_ct:
-        print(f"{len(manifest['split']['target'])} CT patients of {args.patients_ct}: no more can be used")
-    if args.preview:
-        columns = {which: [np.asarray(Image.open(pairs[i][1])) for i in np.linspace(0, len(pairs) - 1, 8).astype(int)]
-                   for which, pairs in found.items() if pairs}
-        place = args.out.with_suffix(".png") if packed else folder / "preview.png"
-        picture_grid(place, list(zip(*columns.values())), list(columns))
-    if packed:
-        save(args.out.with_suffix(".json"), manifest)
-        pack(args.out, found, args.size)
-        if bad:
-            print(f"{folder} is kept: the same command tries the skipped volumes again")
-        else:
-            shutil.rmtree(folder)
+        finish(folder, manifest, args)
 
 
 def main():
-    common, layout = argparse.ArgumentParser(add_help=False), partial(argparse.RawDescriptionHelpFormatter, width=79)
+    common = argparse.ArgumentParser(add_help=False)
     add = common.add_argument
     add("--out", type=Path, required=True, help="folder for PNG files, or NAME.h5 for one file")
     add("--size", type=int, default=256, help="side d of the slices in pixels (Sec. 4.1: 256)")
     add("--seed", type=int, default=0, help="decides who goes where (Sec. 4.1: randomly)")
     add("--limit", type=int, help="only the first so many patients, a first look with its own --out")
-    add("--preview", action="store_true", help="also draw slices of all sets: preview.png or NAME.png")
+    add("--preview", action="store_true", help="also draw slices of all sets: preview.png, NAME.png")
     add("--normalise", choices=("volume", "slice"), default="volume",
         help="MRI: one grey scale a volume or a slice (Sec. 4.2)")
-    parser = argparse.ArgumentParser(description="Turn raw IXI, fastMRI and CQ500 into slices (Sec. 4.1).")
+    parser = argparse.ArgumentParser(description="Turn raw IXI, fastMRI and CQ500 into slices.")
     tasks = parser.add_subparsers(dest="task", required=True)
-    add = tasks.add_parser("ixi", parents=[common], help="T1 to T2 (Sec. 4.1)").add_argument
+    add = tasks.add_parser("ixi", parents=[common], help="T1 to T2").add_argument
     add("--t1", required=True, help="folder of T1 volumes, SUBJECT-T1.nii.gz")
     add("--t2", required=True, help="folder of T2 volumes, SUBJECT-T2.nii.gz")
-    add = tasks.add_parser("fastmri", parents=[common], help="4x undersampled to full (Sec. 4.1)").add_argument
+    add = tasks.add_parser("fastmri", parents=[common], help="4x undersampled to full").add_argument
     add("--volumes", nargs="+", required=True, help="folders of single-coil .h5 files")
-    add = tasks.add_parser("mri2ct", parents=[common], help="T1 to CT, unpaired (Sec. 4.1)").add_argument
+    add = tasks.add_parser("mri2ct", parents=[common], help="T1 to CT, unpaired").add_argument
     add("--t1", required=True, help="folder of T1 volumes, SUBJECT-T1.nii.gz")
-    add("--ct", nargs="+", required=True, help="holds a folder of DICOM files or a NIfTI file for every patient")
-    add("--centre", type=float, default=40, help="centre of the CT window in HU (Sec. 4.1 names none)")
-    add("--width", type=float, default=400, help="width of the CT window in HU (Sec. 4.1 names none)")
-    add("--patients-mri", type=int, default=144, help="T1 patients, a tenth for evaluation (Sec. 4.1: 144)")
+    add("--ct", nargs="+", required=True, help="holds a folder or a NIfTI file for every patient")
+    add("--centre", type=float, default=40, help="centre of the CT window in HU (Sec. 4.1: none)")
+    add("--width", type=float, default=400, help="width of the CT window in HU (Sec. 4.1: none)")
+    add("--patients-mri", type=int, default=144, help="T1 patients (Sec. 4.1: 144)")
     add("--patients-ct", type=int, default=80, help="CT patients (Sec. 4.1: 80)")
-    examples = re.findall(r"python prepare.py.*", __doc__)
-    for each, example in zip((parser, *tasks.choices.values()), ("\n".join(examples), *examples)):
-        each.error, each.formatter_class, each.epilog = fail, layout, f"example:\n{example}"
+    examples = [line.strip() for line in __doc__.splitlines() if "python prepare.py" in line]
+    for each, example in zip(tasks.choices.values(), examples):
+        each.epilog = f"example: {example}"
+    for each in (parser, *tasks.choices.values()):
+        each.error = fail
+        each.formatter_class = partial(argparse.RawDescriptionHelpFormatter, width=79)
     args = parser.parse_args()
     for flag in ("size", "limit", "width", "patients_mri", "patients_ct"):
         value = getattr(args, flag, None)
@@ -618,7 +588,7 @@ def main():
         run(args)
     except ModuleNotFoundError as error:
         fail(f"{error.name} is missing; install it with: pip install {error.name}")
-    except (OSError, KeyboardInterrupt) as error:  # what reads a volume turns its OSErrors into ValueErrors
+    except (OSError, KeyboardInterrupt) as error:  # readers turn their OSErrors into ValueErrors
         fail(f"stopped ({type(error).__name__} {error}); the same command goes on from here")
 
 
