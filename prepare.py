@@ -94,11 +94,10 @@ def fit_square(picture, spacing, size, limits):
     sides = picture.shape * np.array(spacing)
     h, w = (max(1, round(size * side / sides.max())) for side in sides)
     small = np.asarray(Image.fromarray(picture).resize((w, h), Image.Resampling.BICUBIC))
-    limits = limits or [float(small.min()), float(small.max())]
-    # bicubic overshoots what was clipped before
-    grey = to_grey(small, *(limits if own else (0, 255)))
+    scale = (0, 255) if limits else (float(small.min()), float(small.max()))
+    grey = np.rint(to_grey(small, *scale)).astype(np.uint8)
     top, left = (size - h) // 2, (size - w) // 2
-    return np.pad(grey, ((top, size - h - top), (left, size - w - left))), limits
+    return np.pad(grey, ((top, size - h - top), (left, size - w - left))), limits or scale
 
 
 # ---------------------------------------------------------------- readers
@@ -298,7 +297,7 @@ def why_not(headers):
     agent = str(first.get("ContrastBolusAgent") or "no").strip().lower() not in ("none", "no", "n")
     pixels = f"{first.get('Modality')} {first.get('PhotometricInterpretation')}"
     reasons = {f"pixels are {pixels}": pixels != "CT MONOCHROME2",
-               "no place, pixel spacing or Hounsfield units": any(not first.get(t) for t in tags),
+               "no place, pixel spacing or Hounsfield units": None in map(first.get, tags),
                "localiser": "LOCALIZER" in str(first.get("ImageType")).upper(),
                "not axial": abs(directions(first)[0]).argmax() != 2,
                "contrast agent": CONTRAST.search(left) or agent and not denied,
@@ -425,7 +424,7 @@ def prepare_volume(folder, part, stem, sources, args):
     return notes | {"slices": blank.count(False), "of_one_grey": blank.count(True)}
 
 
-def begin(folder, parts, unopened, args):
+def begin(folder, parts, volumes, unopened, args):
     """-> the manifest of an earlier run that left slices, or a new one; ends the program at slices of
     another kind. Who could not be opened then and can be now joins input or target."""
     elsewhere = ("t1", "t2", "ct", "volumes", "out", "preview")  # differ between people
@@ -443,7 +442,8 @@ def begin(folder, parts, unopened, args):
         fail(f"{args.out}: holds other settings ({', '.join(differ)}); choose another --out")
     for who in sorted(now - known):
         min(before["drawn"]["input"], before["drawn"]["target"], key=len).append(who)
-    return before | {"bad": before["bad"] | unopened}
+    bad = {stem: reason for stem, reason in before["bad"].items() if stem in volumes}
+    return before | {"bad": bad | unopened}
 
 
 def save(place, manifest):
@@ -544,7 +544,7 @@ def run(args):
     with lock:
         for left in folder.glob("unfinished-*"):  # by a run that was killed
             shutil.rmtree(left)
-        manifest = begin(folder, parts, unopened, args)
+        manifest = begin(folder, parts, volumes, unopened, args)
         prepare(folder, manifest, volumes, args)
         finish(folder, manifest, args)
 
@@ -573,11 +573,9 @@ def main():
     add("--width", type=float, default=400, help="width of the CT window in HU (Sec. 4.1: none)")
     add("--patients-mri", type=int, default=144, help="T1 patients (Sec. 4.1: 144)")
     add("--patients-ct", type=int, default=80, help="CT patients (Sec. 4.1: 80)")
-    examples = [line.strip() for line in __doc__.splitlines() if "python prepare.py" in line]
-    for each, example in zip(tasks.choices.values(), examples):
-        each.epilog = f"example: {example}"
-    for each in (parser, *tasks.choices.values()):
-        each.error = fail
+    examples = [line.split() for line in __doc__.splitlines() if "python prepare.py" in line]
+    for each, words in zip((parser, *tasks.choices.values()), examples[:1] + examples):
+        each.error, each.epilog = fail, f"example: {' '.join(words)}"
         each.formatter_class = partial(argparse.RawDescriptionHelpFormatter, width=79)
     args = parser.parse_args()
     for flag in ("size", "limit", "width", "patients_mri", "patients_ct"):
