@@ -4,14 +4,14 @@
     python prepare.py fastmri --volumes singlecoil_train/ --out knee_slices/
     python prepare.py mri2ct  --t1 IXI-T1/ --ct CQ500/ --out mri2ct_slices/
 
---t1, --t2: SUBJECT-T1.nii.gz at any depth. --volumes: .h5 files of fastMRI's single-coil train and
-val. --ct: for every patient a folder of DICOM files, as in CQ500, or a NIfTI file in Hounsfield
-units; RLE and JPEG 2000 work as installed, lossless JPEG with pylibjpeg. --out gets input/*.png,
-target/*.png, evaluation/NAME_input.png and NAME_target.png, and manifest.json: who went where, every
-choice; NAME.h5 is one file, beside it NAME.json and the preview NAME.png. The same command goes on
-where it stopped and tries again what could not be used; --limit, a first look, needs its own --out.
-In mri2ct an IXI T1 gives some 154 slices, where Sec. 4.1 counts 79. Brains lie nose up, their left
-on the right, as radiologists look at them; the authors' own sample lies nose down: do not mix them.
+--t1, --t2: SUBJECT-T1.nii.gz at any depth. --volumes: .h5 files of fastMRI's single-coil train, val.
+--ct: a folder of DICOM files for every patient, as in CQ500, or a NIfTI file in Hounsfield units; RLE
+and JPEG 2000 work as installed, lossless JPEG with pylibjpeg. --out gets input/*.png, target/*.png,
+evaluation/NAME_input.png and NAME_target.png, and manifest.json with every choice; NAME.h5 is one
+file, beside it NAME.json and the preview NAME.png. The same command goes on where it stopped and
+tries again what could not be used; --limit, a first look, needs its own --out. In mri2ct an IXI T1
+gives some 154 slices, where Sec. 4.1 counts 79. Brains lie nose up, their left on the right, as
+radiologists look at them; the authors' own sample lies nose down: do not mix the two.
 """
 import argparse
 import contextlib
@@ -35,20 +35,19 @@ from data import SETS, fail, find_images, patient, picture_grid, progress
 
 PARTS = ("input", "target", "evaluation")
 ACQUISITION = "CORPD_FBK"  # coronal proton density without fat suppression, as in Sec. 4.1
-# The percentile that becomes white. Sec. 4.2, taken literally, has 100; but then a few voxels of fat
-# and vessels press an IXI brain into the lower third of the greys.
+# Becomes white. Sec. 4.2 has 100; but a few voxels of fat then press a brain into the lower greys.
 WHITE = 99.9
 AIR = -1024  # Hounsfield units; below lies only padding outside the scanner's circle
 UNFIT = re.compile(r"(?:[^\w.-]|_)+")  # in names: blanks, and underscores, which end a patient's
 NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 # Descriptions of CT series, in lower case; CQ500 has some 80. PLAIN takes along what it denies.
 PLAIN = re.compile(
-    r"(plain|\bpre(?=\b|contrast)|\bnon?(?=\W?(contrast|enhanced|iv\b|ce\b))|\bncct\b|unenhanced|without"
-    r"|\bw/?o\b|\bc-(?!\d)|\bs/c\b|\bnati[vf]|\b(sin|sem|sans|senza|ohne|zonder)\b)"
+    r"(plain|\bpre(?=\b|contrast)|\bnon?(?=\W?(contrast|enhanced|iv\b|ce\b))|\bncct\b|unenhanced"
+    r"|without|\bw/?o\b|\bc-(?!\d)|\bs/c\b|\bnati[vf]|\b(sin|sem|sans|senza|ohne|zonder)\b)"
     r"(\W*(or )?(contrast\w*|enhanced|agent|injection|iv|oral|ce|km|mdc|c)\b)*")
 CONTRAST = re.compile(
     r"contrast|enhanced|inject|post(?!erior|.?fossa|.?op|.?trauma)|angio|cect|perf|venous|arter"
-    r"|\d ?cc\b|\b(cta|c|ce|km|mdc|iv|oral|with|mit|con|avec)\b|\bw\b *(and|&|/|\+|$)|(and|&|/|\+) *w\b")
+    r"|\d ?cc\b|\b(cta|c|ce|km|mdc|iv|oral|with|mit|con|avec)\b|\bw *(and|[&/+]|$)|(and|[&/+]) *w\b")
 SHARP = re.compile(r"bone|hi.?res|hrct|sharp|lung|edge|\bh[67]\d|\bfc[38]\d")
 
 
@@ -66,8 +65,8 @@ def shuffled(names, args):
 
 
 def split(patients, args):
-    """Patients -> {part: sorted list}, disjoint: 10 % for evaluation (Sec. 4.1), the others half and
-    half. Two patients: nobody is left for evaluation. One: a pair to look at, nobody to train on."""
+    """Patients -> {part: sorted list}: 10 % for evaluation (Sec. 4.1), the others half and half. Of
+    two patients nobody is left for evaluation; one is a pair to look at, with nobody to train on."""
     order = shuffled(patients, args)
     held = 0 if len(order) == 2 else max(1, round(len(order) / 10))
     half = held + (len(order) - held + 1) // 2
@@ -75,8 +74,8 @@ def split(patients, args):
 
 
 def grey_limits(stack, kind, args):
-    """Core slices of one volume [n,h,w] -> what becomes 0 and 255: the window of CT, one scale for all
-    slices of an MRI or, as in the authors' sample, None: every slice has its own."""
+    """[n,h,w] -> what becomes 0 and 255: the window of CT, one scale for the core slices of an MRI or,
+    as in the authors' sample, None: every slice has its own."""
     if kind == "ct":
         return [args.centre - args.width / 2, args.centre + args.width / 2]
     if args.normalise == "slice":
@@ -85,28 +84,28 @@ def grey_limits(stack, kind, args):
 
 
 def fit_square(picture, spacing, size, limits):
-    """float32 [h,w], mm between rows and between columns -> uint8 [size,size], pixels as wide as high,
-    padded with black; and the limits, a slice's own being those after shrinking. Pillow's bicubic
-    averages when it shrinks: from 320 to 256 it errs by half as much as the box filter."""
+    """float32 [h,w], mm between rows and between columns -> uint8 [size,size], its pixels square, black
+    around it; and the limits used. Pillow's bicubic averages when it shrinks: from 320 to 256 it errs
+    by half as much as the box filter."""
     def to_grey(values, low, high):
         return np.clip((values - low) / max(high - low, 1e-12) * 255, 0, 255)
     picture = to_grey(picture, *limits) if limits else np.ascontiguousarray(picture)
     sides = picture.shape * np.array(spacing)
     h, w = (max(1, round(size * side / sides.max())) for side in sides)
     small = np.asarray(Image.fromarray(picture).resize((w, h), Image.Resampling.BICUBIC))
-    scale = (0, 255) if limits else (float(small.min()), float(small.max()))
+    scale = [0, 255] if limits else [float(small.min()), float(small.max())]
     grey = np.rint(to_grey(small, *scale)).astype(np.uint8)
     top, left = (size - h) // 2, (size - w) // 2
     return np.pad(grey, ((top, size - h - top), (left, size - w - left))), limits or scale
 
 
 # ---------------------------------------------------------------- readers
-# Each -> (core slices of one volume float32 [n,rows,columns], affine from [slice, row, column] to mm,
+# Each -> (core slices of a volume float32 [n,rows,columns], affine from [slice, row, column] to mm,
 # the slices' numbers in the volume, notes for the manifest). ValueError: why it cannot be used.
 
 @contextlib.contextmanager
 def reading(path):
-    """Names file and folder in what goes wrong: nibabel, pydicom and h5py raise errors of all kinds."""
+    """Names file and folder in what goes wrong: the libraries raise errors of all kinds."""
     try:
         yield
     except Exception as error:
@@ -115,7 +114,7 @@ def reading(path):
 
 
 def upright(voxels, affine):
-    """-> [slice from bottom to top, row from front to back, column from right to left], its affine."""
+    """-> [slice from bottom to top, row from front to back, column right to left], its affine."""
     from nibabel import orientations as turns
     turn = turns.ornt_transform(turns.io_orientation(affine), turns.axcodes2ornt("SPL"))
     return turns.apply_orientation(voxels, turn), affine @ turns.inv_ornt_aff(turn, voxels.shape)
@@ -125,10 +124,9 @@ def read_nifti(path):
     """-> all slices, upright, and their affine. NaN and infinities become the smallest value."""
     import nibabel
     with reading(path):
-        if path.suffix.lower() == ".gz":
-            with gzip.open(path) as stream:
-                while stream.read(1 << 20):  # to the checksum at its end, which nibabel never reads
-                    pass
+        if path.suffix.lower() == ".gz":  # to the checksum at its end, which nibabel never reads
+            with gzip.open(path) as stream, open(os.devnull, "wb") as nowhere:
+                shutil.copyfileobj(stream, nowhere)
         image = nibabel.load(path)
         placed = image.header["sform_code"] or image.header["qform_code"]
         if np.prod(image.shape[3:]) != 1 or not placed:
@@ -140,8 +138,8 @@ def read_nifti(path):
 
 
 def brain(path, grid_path=None):
-    """A NIfTI volume on the core axial slices of its own grid or, linearly interpolated, of another's:
-    IXI's T1 is stored sagittal, its T2 axial, some 13 degrees apart. Nothing is registered."""
+    """A NIfTI volume on the core axial slices of its own grid or, interpolated, of another's: IXI's T1
+    is stored sagittal, its T2 axial, some 13 degrees apart. Nothing is registered."""
     from scipy import ndimage
     stack, affine = read_nifti(grid_path or path)
     kept, notes = core(len(stack)), {"file": path.name}
@@ -157,8 +155,8 @@ def brain(path, grid_path=None):
 
 
 def column_mask(name, measured):
-    """4x random mask (Sec. 4.1), drawn by the file's name: of the measured columns, bool [columns], the
-    central 8 % and others up to a quarter. Reference 3 draws every column, which is 4x on average."""
+    """4x random mask (Sec. 4.1), drawn by the file's name: of the measured columns, bool [w], the
+    central 8 % and others up to a quarter. Reference 3 draws every column: 4x on average."""
     central = round(0.08 * measured.sum())
     mask = np.zeros(len(measured), bool)
     mask[len(mask) // 2 - central // 2:][:central] = True
@@ -169,8 +167,8 @@ def column_mask(name, measured):
 
 
 def reconstruct(kspace, side=320):
-    """Complex k-space [h,w], zero frequency in the middle -> magnitude [side,side], or less where it is
-    smaller. The readout is oversampled: twice the image's rows; the crop comes before the magnitude."""
+    """Complex k-space [h,w], zero frequency in the middle -> magnitude [side,side] or less. The readout
+    is oversampled, so that it has twice the image's rows; the crop comes before the magnitude."""
     image = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(kspace), norm="ortho"))
     h, w = (min(side, n) for n in image.shape)
     top, left = (image.shape[0] - h) // 2, (image.shape[1] - w) // 2
@@ -178,14 +176,13 @@ def reconstruct(kspace, side=320):
 
 
 def knee(path, accelerated):
-    """A fastMRI volume, zero-filled or fully sampled. Each is scaled to grey on its own: who has the
-    undersampled scan does not know the other (2 to 5 % of scale, less than 0.1 dB a pair). In older
-    files some columns hold zeros: they were never measured."""
+    """A fastMRI volume, zero-filled or fully sampled. Each is scaled to grey on its own, since who has
+    the one does not know the other: scales differ by 2 to 5 %, less than 0.1 dB a pair."""
     with reading(path), h5py.File(path) as file:
         kspace, undersampled = file["kspace"], "mask" in file
         if kspace.ndim != 3 or kspace.dtype.kind != "c" or undersampled:
             raise ValueError(f"{kspace.shape}, {undersampled=}; wants single-coil train and val")
-        measured = np.any(kspace[len(kspace) // 2], axis=0)
+        measured = np.any(kspace[len(kspace) // 2], axis=0)  # older files hold columns of zeros
         mask = column_mask(path.name, measured) if accelerated else measured
         if not mask.any():
             raise ValueError("its middle slice holds nothing but zeros")
@@ -205,7 +202,7 @@ def ct(paths):
         try:
             stack, affine, kept, notes = read()
             if "file" in notes and stack.min() >= -500:
-                raise ValueError(f"{notes['file']}: nothing below -500 HU; not in HU, or without air")
+                raise ValueError(f"{notes['file']}: nothing below -500; not in HU, or without air")
             return np.maximum(stack, AIR, out=stack), affine, kept, notes | {"found": found}
         except ValueError as error:
             found.append(str(error))
@@ -236,16 +233,16 @@ def hounsfield(path):
 
 
 def directions(header):
-    """-> unit vectors [3,3] from slice to slice (upwards), from row to row, from column to column."""
+    """-> unit vectors [3,3] from slice to slice, upwards, from row to row, from column to column."""
     six = np.array(header.get("ImageOrientationPatient") or np.zeros(6), float)
     up = np.cross(six[:3], six[3:])
     return np.stack([up * np.sign(up[2]), six[3:], six[:3]])
 
 
 def plain_series(paths):
-    """DICOM files -> (readers of plain axial series, the best first; a line on everything found). An
-    odd file costs only itself. Best: without a gap; not derived, which is cut twice; of soft kernel,
-    since noise hides grey and white matter; of most slices: Sec. 4.1 counts 130, thin ones."""
+    """DICOM files -> (readers of plain axial series, the best first; a line on everything found). Best
+    is one without a gap; not derived, which is cut twice; of a soft kernel, since noise hides grey and
+    white matter; of most slices: Sec. 4.1 counts 130 a patient. An odd file costs only itself."""
     import pydicom
     series, found, fit = {}, [], {}
     for path in paths:
@@ -253,11 +250,11 @@ def plain_series(paths):
             with reading(path):
                 header = pydicom.dcmread(path, stop_before_pixels=True)
                 # CQ500 makes folders "CT C" of descriptions; elsewhere C is the third of A, B, C
-                folder = re.sub(r"(?<!CT )\b\w\w?\b", "", path.parent.name.replace("_", " ")).strip()
-                number, said = header.get("SeriesNumber"), header.get("SeriesDescription")
-                header.title = f"{number or 0} {said or folder}"
+                folder = re.sub(r"(?<!CT )\b\w\w?\b", "", path.parent.name.replace("_", " "))
+                said = header.get("SeriesDescription") or folder.strip()
+                header.title = f"{header.get('SeriesNumber') or 0} {said}"
                 axes, place = directions(header), header.get("ImagePositionPatient")
-                header.height = round(float(axes[0] @ np.array(place, float)), 2) if place else None
+                header.height = place and round(float(axes[0] @ np.array(place, float)), 2)
                 tags = (header.get(tag) for tag in ("SeriesInstanceUID", "Rows", "Columns"))
                 series.setdefault((*tags, not place, *axes.round(2).flat), []).append(header)
         except ValueError as error:
@@ -280,13 +277,13 @@ def plain_series(paths):
 
 
 def gap(heights):
-    """Sorted heights in mm -> where slices are missing, or None."""
+    """Sorted, in mm -> where slices are missing, or None. Distances may change within a scan."""
     steps = np.diff(heights)
-    for i, step in enumerate(steps):  # distances may change within a scan: two before, two behind
-        near = sorted([*steps[max(0, i - 2):i], *steps[i + 1:i + 3]])
-        share = step / near[len(near) // 2]
-        if share > 1.5:
-            return f"gap of {round(share) - 1} slices from {heights[i]:g} to {heights[i + 1]:g} mm"
+    for i, step in enumerate(steps):
+        usual = np.median(steps[max(0, i - 2):i + 3])
+        if step > 1.7 * usual:
+            missing = round(step / usual) - 1
+            return f"gap of {missing} slices from {heights[i]:g} to {heights[i + 1]:g} mm"
 
 
 def why_not(headers):
@@ -306,13 +303,13 @@ def why_not(headers):
 
 
 # ---------------------------------------------------------------- archives
-# Each -> (who goes where, {how names of slices begin: {domain: (kind, reader)}}, {unopened: reason})
+# Each -> (who goes where, {start of slices' names: {domain: (kind, reader)}}, {unopened: reason})
 
 def listed(folder, fits, wanted):
     """Files below a folder, sorted, so that the disk's order decides nothing; no hidden ones."""
     paths = map(Path, sorted(glob.glob(f"{glob.escape(folder)}/**", recursive=True)))
     found = [path for path in paths if path.is_file() and fits(path)]
-    return found or fail(f"{folder}: no {wanted} in or below it; give the unpacked archive's folder")
+    return found or fail(f"{folder}: no {wanted} in or below it; give the unpacked archive")
 
 
 def keep_apart(places, name, place):
@@ -321,8 +318,7 @@ def keep_apart(places, name, place):
 
 
 def find_contrast(folder, contrast):
-    """-> {subject: its file}, the subject being the name up to the contrast: IXI012-HH-1211-T1.nii.gz.
-    That plain name wins over IXI012-HH-1211-T1-mask.nii.gz."""
+    """-> {subject: file}: IXI012-HH-1211-T1.nii.gz wins over IXI012-HH-1211-T1-mask.nii.gz."""
     form = re.compile(rf"(.+?)[-_]{contrast}w?([-_.].*)?\.nii(\.gz)?", re.IGNORECASE)
     wanted = f"file named like IXI012-HH-1211-{contrast}.nii.gz"
     paths = listed(folder, lambda path: form.fullmatch(path.name), wanted)
@@ -340,7 +336,7 @@ def find_contrast(folder, contrast):
 def ixi(args):
     t1, t2 = find_contrast(args.t1, "T1"), find_contrast(args.t2, "T2")
     both = sorted(t1.keys() & t2.keys())
-    print(f"{len(both)} subjects have T1 and T2; {len(t1.keys() ^ t2.keys())} have one, are left out")
+    print(f"{len(both)} subjects have T1 and T2; {len(t1.keys() ^ t2.keys())} are left out")
     return split(both, args), {who: {"input": ("t1", partial(brain, t1[who], t2[who])),
                                      "target": ("t2", partial(brain, t2[who]))} for who in both}, {}
 
@@ -355,38 +351,38 @@ def fastmri(args):
                 with reading(path), h5py.File(path) as file:
                     said = [str(np.asarray(file.attrs.get(key, "")).astype(str)) for key in keys]
             except ValueError as error:
-                unopened[stem] = str(error)
-                continue
+                unopened[stem], said = str(error), [None]
             if said[0] == ACQUISITION:
                 # twelve of the id's 64 digits tell patients apart; without one a file is a patient
                 who = f"p{hashlib.sha256(said[1].encode()).hexdigest()[:12]}_" if said[1] else ""
                 volumes[who + stem] = {"input": ("4x", partial(knee, path, True)),
                                        "target": ("full", partial(knee, path, False))}
-    print(f"{len(volumes)} of {len(places)} volumes are of acquisition {ACQUISITION}, {len(unopened)} "
-          "cannot be opened, the others are left out")
+    print(f"{len(volumes)} of {len(places)} volumes are of acquisition {ACQUISITION}, "
+          f"{len(unopened)} cannot be opened, the others are left out")
     return split({patient(stem) for stem in volumes}, args), volumes, unopened
 
 
 def mri2ct(args):
-    """Whatever lies directly in --ct, folder or NIfTI file, is one patient; so is --ct itself where
-    DICOM files lie in it. All CT patients are drawn; the first --patients-ct that can be used count."""
-    import pydicom
+    """What lies directly in --ct, folder or NIfTI file, is one patient; so is --ct itself where DICOM
+    files lie in it. All CT patients are drawn; the first --patients-ct that can be used count."""
+    from pydicom import dcmread, misc
 
     def fits(path):
-        return (NIFTI.search(path.name) or path.suffix.lower() == ".dcm"
-                or path.name.upper() != "DICOMDIR" and pydicom.misc.is_dicom(path))
+        named = NIFTI.search(path.name) or path.suffix.lower() == ".dcm"
+        return named or path.name.upper() != "DICOMDIR" and misc.is_dicom(path)
     t1, scans, owners = find_contrast(args.t1, "T1"), {}, {}
     places = dict(t1)
     for folder in args.ct:
         for path in listed(folder, fits, "DICOM or NIfTI file"):
             first, *inside = path.relative_to(folder).parts
-            place = Path(folder, first) if inside or NIFTI.search(first) else Path(folder).resolve()
+            own = inside or NIFTI.search(first)
+            place = Path(folder, first) if own else Path(folder).resolve()
             name = UNFIT.sub("-", place.name if inside else NIFTI.sub("", place.name))
             keep_apart(places, name, place)
             scans.setdefault(name, []).append(path)
     for name, path in ((name, path) for name, paths in scans.items() for path in paths[:20]):
-        with contextlib.suppress(Exception):  # what is wrong with a file is said when its turn comes
-            person = str(pydicom.dcmread(path, specific_tags=["PatientID"]).PatientID).strip()
+        with contextlib.suppress(Exception):  # what is wrong with it is said when its turn comes
+            person = str(dcmread(path, specific_tags=["PatientID"]).PatientID).strip()
             if person.strip("0") and not re.search("anon|unknown", person.lower()):
                 keep_apart(owners, f"one person by PatientID ({person})", places[name])
     mri, target = shuffled(t1, args)[:args.patients_mri], shuffled(scans, args)
@@ -400,13 +396,14 @@ def mri2ct(args):
 # ---------------------------------------------------------------- the run
 
 def prepare_volume(folder, part, stem, sources, args):
-    """-> notes for the manifest. Slices are written aside first and then renamed, so that nothing
-    half-written stays; those of a single grey, in a pair on both sides, are left out."""
+    """-> notes for the manifest. Slices are written aside and then renamed, so that nothing half-written
+    stays; those of a single grey, in a pair on both sides, are left out."""
     notes, halves = {"part": part}, {}
     for domain, (kind, read) in sources.items():
         if part in (domain, "evaluation"):
             stack, affine, numbers, notes[kind] = read()
-            limits, spacing = grey_limits(stack, kind, args), np.linalg.norm(affine[:3, 1:3], axis=0)
+            limits = grey_limits(stack, kind, args)
+            spacing = np.linalg.norm(affine[:3, 1:3], axis=0)
             squares = [fit_square(picture, spacing, args.size, limits) for picture in stack]
             halves[domain if part == "evaluation" else kind] = [square for square, _ in squares]
             notes[kind]["black_and_white"] = limits or [own for _, own in squares]
@@ -447,10 +444,11 @@ def begin(folder, parts, volumes, unopened, args):
 
 
 def save(place, manifest):
-    """Aside first, then renamed. The split holds who gave slices; a list of numbers takes one line."""
-    done = manifest["volumes"].items()
-    manifest["split"] = {part: sorted({patient(stem) for stem, notes in done if notes["part"] == part})
-                         for part in PARTS}
+    """Aside, then renamed. The split holds who gave slices; a list of numbers takes one line."""
+    parts = {part: set() for part in PARTS}
+    for stem, notes in manifest["volumes"].items():
+        parts[notes["part"]].add(patient(stem))
+    manifest["split"] = {part: sorted(people) for part, people in parts.items()}
     text = json.dumps(manifest, indent=1)
     text = re.sub(r"\[[-+.\de,\s]+\]", lambda numbers: " ".join(numbers[0].split()), text)
     Path(f"{place}.tmp").write_text(text + "\n")
