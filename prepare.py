@@ -4,9 +4,9 @@
     python prepare.py fastmri --volumes singlecoil_train/ --out knee_slices/
     python prepare.py mri2ct  --t1 IXI-T1/ --ct CQ500/ --out mri2ct_slices/
 
---t1, --t2: SUBJECT-T1.nii.gz at any depth. --volumes: .h5 files of fastMRI's single-coil train, val.
---ct: a folder of DICOM files for every patient, as in CQ500, or a NIfTI file in Hounsfield units; RLE
-and JPEG 2000 work as installed, lossless JPEG with pylibjpeg. --out gets input/*.png, target/*.png,
+--t1, --t2: SUBJECT-T1.nii.gz at any depth. --volumes: .h5 files of fastMRI's single-coil train and
+val. --ct: for every patient a folder of DICOM files, as in CQ500, or a NIfTI file in HU; RLE and JPEG
+2000 work as installed, lossless JPEG with pylibjpeg. --out gets input/*.png, target/*.png, pairs in
 evaluation/NAME_input.png and NAME_target.png, and manifest.json with every choice; NAME.h5 is one
 file, beside it NAME.json and the preview NAME.png. The same command goes on where it stopped and
 tries again what could not be used; --limit, a first look, needs its own --out. In mri2ct an IXI T1
@@ -109,8 +109,8 @@ def reading(path):
     try:
         yield
     except Exception as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise ValueError(f"{path.parent.name}/{path.name} cannot be used ({reason})") from None
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise ValueError(f"{path.parent.name}/{path.name} cannot be used ({why})") from None
 
 
 def upright(voxels, affine):
@@ -305,11 +305,12 @@ def why_not(headers):
 # ---------------------------------------------------------------- archives
 # Each -> (who goes where, {start of slices' names: {domain: (kind, reader)}}, {unopened: reason})
 
-def listed(folder, fits, wanted):
-    """Files below a folder, sorted, so that the disk's order decides nothing; no hidden ones."""
-    paths = map(Path, sorted(glob.glob(f"{glob.escape(folder)}/**", recursive=True)))
-    found = [path for path in paths if path.is_file() and fits(path)]
-    return found or fail(f"{folder}: no {wanted} in or below it; give the unpacked archive")
+def listed(folders, fits, wanted):
+    """-> (folder, file below it), sorted, so that the disk's order decides nothing; no hidden ones."""
+    for folder in folders:
+        paths = map(Path, sorted(glob.glob(f"{glob.escape(folder)}/**", recursive=True)))
+        found = [(folder, path) for path in paths if path.is_file() and fits(path)]
+        yield from found or fail(f"{folder}: no {wanted} in or below it; give the unpacked archive")
 
 
 def keep_apart(places, name, place):
@@ -317,13 +318,11 @@ def keep_apart(places, name, place):
         fail(f"{places[name]} and {place} would both be {name}; rename one or move it elsewhere")
 
 
-def find_contrast(folder, contrast):
-    """-> {subject: file}: IXI012-HH-1211-T1.nii.gz wins over IXI012-HH-1211-T1-mask.nii.gz."""
-    form = re.compile(rf"(.+?)[-_]{contrast}w?([-_.].*)?\.nii(\.gz)?", re.IGNORECASE)
-    wanted = f"file named like IXI012-HH-1211-{contrast}.nii.gz"
-    paths = listed(folder, lambda path: form.fullmatch(path.name), wanted)
-    files, spellings, places = {}, {}, {}
-    for path in sorted(paths, key=lambda path: bool(form.fullmatch(path.name)[2])):
+def by_subject(folders, ending, wanted):
+    """-> {subject: file}. IXI012-HH-1211-T1.nii.gz wins over IXI012-HH-1211-T1-mask.nii.gz."""
+    form, files, spellings, places = re.compile(rf"(.+?){ending}", re.IGNORECASE), {}, {}, {}
+    paths = [path for _, path in listed(folders, lambda path: form.fullmatch(path.name), wanted)]
+    for path in sorted(paths, key=lambda path: form.fullmatch(path.name)[2] is not None):
         spelling = form.fullmatch(path.name)[1]
         subject = UNFIT.sub("-", spelling)
         keep_apart(spellings, subject, spelling)
@@ -331,6 +330,11 @@ def find_contrast(folder, contrast):
         if files.setdefault(subject, path) != path:
             print(f"{path} is left out: {files[subject].name} is taken", file=sys.stderr)
     return files
+
+
+def find_contrast(folder, contrast):
+    return by_subject([folder], rf"[-_]{contrast}w?([-_.].*)?\.nii(\.gz)?",
+                      f"file named like IXI012-HH-1211-{contrast}.nii.gz")
 
 
 def ixi(args):
@@ -342,29 +346,27 @@ def ixi(args):
 
 
 def fastmri(args):
-    volumes, places, unopened = {}, {}, {}
-    for folder in args.volumes:
-        for path in listed(folder, lambda path: path.suffix.lower() == ".h5", ".h5 file"):
-            stem, keys = UNFIT.sub("-", path.stem), ("acquisition", "patient_id")
-            keep_apart(places, stem, path)
-            try:
-                with reading(path), h5py.File(path) as file:
-                    said = [str(np.asarray(file.attrs.get(key, "")).astype(str)) for key in keys]
-            except ValueError as error:
-                unopened[stem], said = str(error), [None]
-            if said[0] == ACQUISITION:
-                # twelve of the id's 64 digits tell patients apart; without one a file is a patient
-                who = f"p{hashlib.sha256(said[1].encode()).hexdigest()[:12]}_" if said[1] else ""
-                volumes[who + stem] = {"input": ("4x", partial(knee, path, True)),
-                                       "target": ("full", partial(knee, path, False))}
-    print(f"{len(volumes)} of {len(places)} volumes are of acquisition {ACQUISITION}, "
+    volumes, unopened, keys = {}, {}, ("acquisition", "patient_id")
+    files = by_subject(args.volumes, r"()?\.h5", ".h5 file")
+    for stem, path in files.items():
+        try:
+            with reading(path), h5py.File(path) as file:
+                said = [str(np.asarray(file.attrs.get(key, "")).astype(str)) for key in keys]
+        except ValueError as error:
+            unopened[stem], said = str(error), [None]
+        if said[0] == ACQUISITION:
+            # twelve of the id's 64 digits tell patients apart; without one a file is a patient
+            who = f"p{hashlib.sha256(said[1].encode()).hexdigest()[:12]}_" if said[1] else ""
+            volumes[who + stem] = {"input": ("4x", partial(knee, path, True)),
+                                   "target": ("full", partial(knee, path, False))}
+    print(f"{len(volumes)} of {len(files)} volumes are of acquisition {ACQUISITION}, "
           f"{len(unopened)} cannot be opened, the others are left out")
     return split({patient(stem) for stem in volumes}, args), volumes, unopened
 
 
 def mri2ct(args):
-    """What lies directly in --ct, folder or NIfTI file, is one patient; so is --ct itself where DICOM
-    files lie in it. All CT patients are drawn; the first --patients-ct that can be used count."""
+    """What lies directly in --ct is one patient; so is --ct itself where DICOM files lie in it. All CT
+    patients are drawn; the first --patients-ct that can be used count."""
     from pydicom import dcmread, misc
 
     def fits(path):
@@ -372,14 +374,13 @@ def mri2ct(args):
         return named or path.name.upper() != "DICOMDIR" and misc.is_dicom(path)
     t1, scans, owners = find_contrast(args.t1, "T1"), {}, {}
     places = dict(t1)
-    for folder in args.ct:
-        for path in listed(folder, fits, "DICOM or NIfTI file"):
-            first, *inside = path.relative_to(folder).parts
-            own = inside or NIFTI.search(first)
-            place = Path(folder, first) if own else Path(folder).resolve()
-            name = UNFIT.sub("-", place.name if inside else NIFTI.sub("", place.name))
-            keep_apart(places, name, place)
-            scans.setdefault(name, []).append(path)
+    for folder, path in listed(args.ct, fits, "DICOM or NIfTI file"):
+        first, *inside = path.relative_to(folder).parts
+        own = inside or NIFTI.search(first)
+        place = Path(folder, first) if own else Path(folder).resolve()
+        name = UNFIT.sub("-", place.name if inside else NIFTI.sub("", place.name))
+        keep_apart(places, name, place)
+        scans.setdefault(name, []).append(path)
     for name, path in ((name, path) for name, paths in scans.items() for path in paths[:20]):
         with contextlib.suppress(Exception):  # what is wrong with it is said when its turn comes
             person = str(dcmread(path, specific_tags=["PatientID"]).PatientID).strip()
@@ -445,10 +446,9 @@ def begin(folder, parts, volumes, unopened, args):
 
 def save(place, manifest):
     """Aside, then renamed. The split holds who gave slices; a list of numbers takes one line."""
-    parts = {part: set() for part in PARTS}
-    for stem, notes in manifest["volumes"].items():
-        parts[notes["part"]].add(patient(stem))
-    manifest["split"] = {part: sorted(people) for part, people in parts.items()}
+    manifest["split"] = {part: [] for part in PARTS}
+    for who, part in sorted({(patient(k), v["part"]) for k, v in manifest["volumes"].items()}):
+        manifest["split"][part].append(who)
     text = json.dumps(manifest, indent=1)
     text = re.sub(r"\[[-+.\de,\s]+\]", lambda numbers: " ".join(numbers[0].split()), text)
     Path(f"{place}.tmp").write_text(text + "\n")
@@ -456,17 +456,16 @@ def save(place, manifest):
 
 
 def prepare(folder, manifest, volumes, args):
-    """Goes through the volumes that the manifest does not hold as done: bad ones have another chance,
-    and the next one takes the place of a CT patient who cannot be used."""
+    """Goes through the volumes that are not done; bad ones have another chance."""
     part_of = {who: part for part, people in manifest["drawn"].items() for who in people}
     done, bad = manifest["volumes"], manifest["bad"]
     todo = [stem for stem in volumes if patient(stem) in part_of and stem not in done]
     print(f"{len(todo) + len(done)} volumes, {len(done)} of them done already")
-    save(folder / "manifest.json", manifest)  # first, so that a run killed in the first volume goes on
+    save(folder / "manifest.json", manifest)  # first, so that a run killed early can go on
     for count, stem in enumerate(todo, 1):
         progress(count, len(todo), "volume")
-        enough = args.task == "mri2ct" and sum("ct" in n for n in done.values()) >= args.patients_ct
-        if enough and "target" in volumes[stem]:
+        enough = len(manifest["split"]["target"]) >= getattr(args, "patients_ct", len(volumes))
+        if enough and "ct" in volumes[stem].get("target", ()):
             continue
         try:
             done[stem] = prepare_volume(folder, part_of[patient(stem)], stem, volumes[stem], args)
@@ -480,11 +479,12 @@ def prepare(folder, manifest, volumes, args):
 
 
 def pack(out, found, size):
-    """PNG files -> one .h5 as data.py reads it, slice by slice; written aside first, then renamed."""
+    """PNG files -> one .h5 as data.py reads it, slice by slice; written aside, then renamed."""
     with h5py.File(f"{out}.tmp", "w") as file:
         for which, pairs in found.items():
-            images = file.create_dataset(which, (len(pairs), size, size), "uint8", compression="gzip",
-                                         maxshape=(None, size, size), chunks=(1, size, size))
+            shape = {"shape": (len(pairs), size, size), "maxshape": (None, size, size)}
+            images = file.create_dataset(which, dtype="uint8", chunks=(1, size, size),
+                                         compression="gzip", **shape)
             for k, (_, path) in enumerate(pairs):
                 images[k] = np.asarray(Image.open(path))
             names = [name for name, _ in pairs]
@@ -492,8 +492,9 @@ def pack(out, found, size):
     os.replace(f"{out}.tmp", out)
 
 
-def finish(folder, manifest, args):
-    entries, bad = find_images(folder), manifest["bad"]
+def report(folder, manifest, args):
+    """Says what there is, draws it and packs it; ends the program where a set is without a slice."""
+    entries, bad, done = find_images(folder), manifest["bad"], manifest["volumes"].values()
     found = {s: [(name, paths[s]) for name, paths in entries if s in paths] for s in SETS}
     print(f"{args.out}: " + ", ".join(f"{len(pairs)} slices for {s}" for s, pairs in found.items()))
     if bad:
@@ -502,28 +503,28 @@ def finish(folder, manifest, args):
         if manifest["drawn"][part] and not found[which]:
             reasons = "; ".join(f"{stem}: {reason}" for stem, reason in [*bad.items()][:3])
             fail(f"{args.out}: not one slice for {part}; {reasons}")
-    if reached := [n["4x"]["acceleration"] for n in manifest["volumes"].values() if "4x" in n]:
+    if reached := [notes["4x"]["acceleration"] for notes in done if "4x" in notes]:
         print(f"acceleration reached, over the measured columns: {min(reached)} to {max(reached)}")
-    if args.task == "mri2ct" and len(manifest["split"]["target"]) < args.patients_ct:
-        print(f"{len(manifest['split']['target'])} CT patients, not {args.patients_ct}: no more fit")
+    taken = len(manifest["split"]["target"])
+    if taken < getattr(args, "patients_ct", 0):
+        print(f"{taken} CT patients, not {args.patients_ct}: no others can be used")
     packed = args.out != folder
     if args.preview:
-        columns = {which: [np.asarray(Image.open(pairs[i * (len(pairs) - 1) // 7][1])) for i in range(8)]
-                   for which, pairs in found.items() if pairs}
+        columns = {which: [np.asarray(Image.open(pairs[i * (len(pairs) - 1) // 7][1]))
+                           for i in range(8)] for which, pairs in found.items() if pairs}
         place = args.out.with_suffix(".png") if packed else folder / "preview.png"
         picture_grid(place, list(zip(*columns.values())), list(columns))
     if packed:
         save(args.out.with_suffix(".json"), manifest)
         pack(args.out, found, args.size)
-        if bad:
-            print(f"{folder} is kept: the same command tries the skipped volumes again")
-        else:
-            shutil.rmtree(folder)
+        if not bad:
+            return shutil.rmtree(folder)
+        print(f"{folder} is kept: the same command tries the skipped volumes again")
 
 
 def run(args):
-    """An .h5 is packed at the end, of PNG files in NAME.part, which stays while volumes are bad. One run
-    at a time in a folder; the lock of a killed run dies with it."""
+    """One at a time in a folder: the lock of a killed run dies with it. An .h5 is packed at the end,
+    of PNG files in NAME.part, which stays while volumes are bad."""
     import fcntl
     packed = args.out.suffix.lower() == ".h5"
     folder = args.out.with_suffix(".part") if packed else args.out
@@ -536,7 +537,7 @@ def run(args):
         lock = open(folder / ".lock", "w")
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        fail(f"{args.out}: another run is at work there; wait for its end or choose another --out")
+        fail(f"{args.out}: another run is at work there; wait for it or choose another --out")
     except OSError as error:
         fail(f"{args.out}: cannot be written ({error.strerror}); choose another --out")
     with lock:
@@ -544,7 +545,7 @@ def run(args):
             shutil.rmtree(left)
         manifest = begin(folder, parts, volumes, unopened, args)
         prepare(folder, manifest, volumes, args)
-        finish(folder, manifest, args)
+        report(folder, manifest, args)
 
 
 def main():
