@@ -1,12 +1,12 @@
 """From the archives to slices (Sec. 4.1): raw IXI, fastMRI and CQ500 become what train.py reads.
 
     python prepare.py ixi     --t1 IXI-T1/ --t2 IXI-T2/ --out ixi_slices/
-    python prepare.py fastmri --volumes singlecoil_train/ --out knee_slices/
+    python prepare.py fastmri --volumes singlecoil_val/ --out knee_slices/
     python prepare.py mri2ct  --t1 IXI-T1/ --ct CQ500/ --out mri2ct_slices/
 
 --t1, --t2: SUBJECT-T1.nii.gz at any depth. --volumes: .h5 files of fastMRI's single-coil train and
-val. --ct: for every patient a folder of DICOM files, as in CQ500, or a NIfTI file in HU; RLE and JPEG
-2000 work as installed, lossless JPEG with pylibjpeg. --out gets input/*.png, target/*.png, pairs in
+val. --ct: for every patient a folder of DICOM files, as in CQ500, or a NIfTI file in HU; RLE and
+JPEG 2000 work as installed, lossless JPEG with pylibjpeg. --out gets input/*.png, target/*.png,
 evaluation/NAME_input.png and NAME_target.png, and manifest.json with every choice; NAME.h5 is one
 file, beside it NAME.json and the preview NAME.png. The same command goes on where it stopped and
 tries again what could not be used; --limit, a first look, needs its own --out. In mri2ct an IXI T1
@@ -47,7 +47,7 @@ PLAIN = re.compile(
     r"(\W*(or )?(contrast\w*|enhanced|agent|injection|iv|oral|ce|km|mdc|c)\b)*")
 CONTRAST = re.compile(
     r"contrast|enhanced|inject|post(?!erior|.?fossa|.?op|.?trauma)|angio|cect|perf|venous|arter"
-    r"|\d ?cc\b|\b(cta|c|ce|km|mdc|iv|oral|with|mit|con|avec)\b|\bw *(and|[&/+]|$)|(and|[&/+]) *w\b")
+    r"|\d ?cc\b|\b(cta|c|ce|km|mdc|iv|oral|with|mit|con|avec)\b|\bw *(and|[&/+]|$)|[d&/+] *w\b")
 SHARP = re.compile(r"bone|hi.?res|hrct|sharp|lung|edge|\bh[67]\d|\bfc[38]\d")
 
 
@@ -65,8 +65,8 @@ def shuffled(names, args):
 
 
 def split(patients, args):
-    """Patients -> {part: sorted list}: 10 % for evaluation (Sec. 4.1), the others half and half. Of
-    two patients nobody is left for evaluation; one is a pair to look at, with nobody to train on."""
+    """Patients -> {part: sorted list}: 10 % for evaluation (Sec. 4.1), the others half and half. Of two
+    patients nobody is left for evaluation; one is a pair to look at, nobody to train on."""
     order = shuffled(patients, args)
     held = 0 if len(order) == 2 else max(1, round(len(order) / 10))
     half = held + (len(order) - held + 1) // 2
@@ -74,19 +74,17 @@ def split(patients, args):
 
 
 def grey_limits(stack, kind, args):
-    """[n,h,w] -> what becomes 0 and 255: the window of CT, one scale for the core slices of an MRI or,
-    as in the authors' sample, None: every slice has its own."""
+    """[n,h,w] -> what becomes 0 and 255: the window of CT, or the range of an MRI's core slices; None:
+    every slice has its own, as in the authors' sample."""
     if kind == "ct":
         return [args.centre - args.width / 2, args.centre + args.width / 2]
-    if args.normalise == "slice":
-        return None
-    return np.percentile(stack[:, ::2, ::2], [100 - WHITE, WHITE]).tolist()  # strides spare a copy
+    if args.normalise == "volume":  # strides spare a copy
+        return np.percentile(stack[:, ::2, ::2], [100 - WHITE, WHITE]).tolist()
 
 
 def fit_square(picture, spacing, size, limits):
-    """float32 [h,w], mm between rows and between columns -> uint8 [size,size], its pixels square, black
-    around it; and the limits used. Pillow's bicubic averages when it shrinks: from 320 to 256 it errs
-    by half as much as the box filter."""
+    """float32 [h,w], mm between rows and columns -> uint8 [size,size] of square pixels, and the limits.
+    Pillow's bicubic averages when it shrinks: from 320 to 256 it errs by half as much as its box."""
     def to_grey(values, low, high):
         return np.clip((values - low) / max(high - low, 1e-12) * 255, 0, 255)
     picture = to_grey(picture, *limits) if limits else np.ascontiguousarray(picture)
@@ -94,9 +92,9 @@ def fit_square(picture, spacing, size, limits):
     h, w = (max(1, round(size * side / sides.max())) for side in sides)
     small = np.asarray(Image.fromarray(picture).resize((w, h), Image.Resampling.BICUBIC))
     scale = [0, 255] if limits else [float(small.min()), float(small.max())]
-    grey = np.rint(to_grey(small, *scale)).astype(np.uint8)
-    top, left = (size - h) // 2, (size - w) // 2
-    return np.pad(grey, ((top, size - h - top), (left, size - w - left))), limits or scale
+    grey, top, left = np.rint(to_grey(small, *scale)), (size - h) // 2, (size - w) // 2
+    padding = (top, size - h - top), (left, size - w - left)
+    return np.pad(grey.astype(np.uint8), padding), limits or scale
 
 
 # ---------------------------------------------------------------- readers
@@ -138,8 +136,8 @@ def read_nifti(path):
 
 
 def brain(path, grid_path=None):
-    """A NIfTI volume on the core axial slices of its own grid or, interpolated, of another's: IXI's T1
-    is stored sagittal, its T2 axial, some 13 degrees apart. Nothing is registered."""
+    """A NIfTI volume on the core axial slices of its own grid or, interpolated, of another's: IXI's
+    T1 is stored sagittal, its T2 axial, some 13 degrees apart. Nothing is registered."""
     from scipy import ndimage
     stack, affine = read_nifti(grid_path or path)
     kept, notes = core(len(stack)), {"file": path.name}
@@ -167,8 +165,8 @@ def column_mask(name, measured):
 
 
 def reconstruct(kspace, side=320):
-    """Complex k-space [h,w], zero frequency in the middle -> magnitude [side,side] or less. The readout
-    is oversampled, so that it has twice the image's rows; the crop comes before the magnitude."""
+    """Complex k-space [h,w], zero frequency in the middle -> magnitude [side,side] or less. Oversampled,
+    it has twice the image's rows; the crop comes before the magnitude."""
     image = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(kspace), norm="ortho"))
     h, w = (min(side, n) for n in image.shape)
     top, left = (image.shape[0] - h) // 2, (image.shape[1] - w) // 2
@@ -176,26 +174,24 @@ def reconstruct(kspace, side=320):
 
 
 def knee(path, accelerated):
-    """A fastMRI volume, zero-filled or fully sampled. Each is scaled to grey on its own, since who has
-    the one does not know the other: scales differ by 2 to 5 %, less than 0.1 dB a pair."""
+    """A fastMRI volume, zero-filled or fully sampled. Each is scaled to grey on its own: who has the
+    one does not know the other (scales differ by 2 to 5 %, less than 0.1 dB a pair)."""
     with reading(path), h5py.File(path) as file:
         kspace, undersampled = file["kspace"], "mask" in file
         if kspace.ndim != 3 or kspace.dtype.kind != "c" or undersampled:
             raise ValueError(f"{kspace.shape}, {undersampled=}; wants single-coil train and val")
         measured = np.any(kspace[len(kspace) // 2], axis=0)  # older files hold columns of zeros
         mask = column_mask(path.name, measured) if accelerated else measured
-        if not mask.any():
-            raise ValueError("its middle slice holds nothing but zeros")
         kept = core(len(kspace))
         stack = np.stack([reconstruct(kspace[k] * mask) for k in kept])
-    notes = {"file": path.name, "acceleration": round(float(measured.sum() / mask.sum()), 3),
-             "columns_measured": int(measured.sum()), "columns": np.flatnonzero(mask).tolist()}
-    return stack, np.eye(4), kept, notes
+    reached = round(float(measured.sum() / max(1, mask.sum())), 3)
+    return stack, np.eye(4), kept, {"file": path.name, "acceleration": reached, "columns_measured":
+                                    int(measured.sum()), "columns": np.flatnonzero(mask).tolist()}
 
 
 def ct(paths):
-    """The CT of one patient in Hounsfield units: the best plain axial DICOM series that can be read,
-    else a NIfTI file. Gantry tilt, uneven distances, table and head holder stay, as in Sec. 4.1."""
+    """A patient's CT in Hounsfield units: the best plain axial DICOM series that can be read, else a
+    NIfTI file. Gantry tilt, uneven distances, table and head holder stay, as in Sec. 4.1."""
     niftis = [path for path in paths if NIFTI.search(path.name)]
     readers, found = plain_series([path for path in paths if path not in niftis])
     for read in readers + [partial(brain, path) for path in niftis]:
@@ -233,16 +229,16 @@ def hounsfield(path):
 
 
 def directions(header):
-    """-> unit vectors [3,3] from slice to slice, upwards, from row to row, from column to column."""
+    """-> unit vectors [3,3] from slice to slice, upwards, from row to row, column to column."""
     six = np.array(header.get("ImageOrientationPatient") or np.zeros(6), float)
     up = np.cross(six[:3], six[3:])
     return np.stack([up * np.sign(up[2]), six[3:], six[:3]])
 
 
 def plain_series(paths):
-    """DICOM files -> (readers of plain axial series, the best first; a line on everything found). Best
-    is one without a gap; not derived, which is cut twice; of a soft kernel, since noise hides grey and
-    white matter; of most slices: Sec. 4.1 counts 130 a patient. An odd file costs only itself."""
+    """DICOM files -> (readers of plain axial series, the best first; a line on all that was found):
+    without a gap; not derived, which is cut twice; of a soft kernel, since noise hides grey and white
+    matter; of most slices: Sec. 4.1 counts 130 a patient. An odd file costs only itself."""
     import pydicom
     series, found, fit = {}, [], {}
     for path in paths:
@@ -250,8 +246,8 @@ def plain_series(paths):
             with reading(path):
                 header = pydicom.dcmread(path, stop_before_pixels=True)
                 # CQ500 makes folders "CT C" of descriptions; elsewhere C is the third of A, B, C
-                folder = re.sub(r"(?<!CT )\b\w\w?\b", "", path.parent.name.replace("_", " "))
-                said = header.get("SeriesDescription") or folder.strip()
+                said = re.sub(r"(?<!CT )\b\w\w?\b", "", path.parent.name.replace("_", " "))
+                said = header.get("SeriesDescription") or said.strip()
                 header.title = f"{header.get('SeriesNumber') or 0} {said}"
                 axes, place = directions(header), header.get("ImagePositionPatient")
                 header.height = place and round(float(axes[0] @ np.array(place, float)), 2)
@@ -287,8 +283,8 @@ def gap(heights):
 
 
 def why_not(headers):
-    """The first reason for which a series is no plain axial scan, or None. Its description outranks
-    ContrastBolusAgent, which is often filled in for the whole examination, plain scan included."""
+    """Why a series is no plain axial scan, or None. Its description outranks ContrastBolusAgent, which
+    is often filled in for the whole examination, plain scan included."""
     first, tags = headers[0], ("ImagePositionPatient", "PixelSpacing", "RescaleIntercept")
     left, denied = PLAIN.subn(" ", first.title.lower().replace("_", " "))  # "pre and post" is both
     agent = str(first.get("ContrastBolusAgent") or "no").strip().lower() not in ("none", "no", "n")
@@ -306,7 +302,7 @@ def why_not(headers):
 # Each -> (who goes where, {start of slices' names: {domain: (kind, reader)}}, {unopened: reason})
 
 def listed(folders, fits, wanted):
-    """-> (folder, file below it), sorted, so that the disk's order decides nothing; no hidden ones."""
+    """-> (folder, file below it), sorted, since the disk's order must not decide; no hidden ones."""
     for folder in folders:
         paths = map(Path, sorted(glob.glob(f"{glob.escape(folder)}/**", recursive=True)))
         found = [(folder, path) for path in paths if path.is_file() and fits(path)]
@@ -318,11 +314,15 @@ def keep_apart(places, name, place):
         fail(f"{places[name]} and {place} would both be {name}; rename one or move it elsewhere")
 
 
-def by_subject(folders, ending, wanted):
+def by_subject(folders, contrast=None):
     """-> {subject: file}. IXI012-HH-1211-T1.nii.gz wins over IXI012-HH-1211-T1-mask.nii.gz."""
-    form, files, spellings, places = re.compile(rf"(.+?){ending}", re.IGNORECASE), {}, {}, {}
+    form, wanted, files, spellings, places = r"(.+)()\.h5", ".h5 file", {}, {}, {}
+    if contrast:
+        form = rf"(.+?)[-_]{contrast}w?([-_.].*)?\.nii(\.gz)?"
+        wanted = f"file named like IXI012-HH-1211-{contrast}.nii.gz"
+    form = re.compile(form, re.IGNORECASE)
     paths = [path for _, path in listed(folders, lambda path: form.fullmatch(path.name), wanted)]
-    for path in sorted(paths, key=lambda path: form.fullmatch(path.name)[2] is not None):
+    for path in sorted(paths, key=lambda path: bool(form.fullmatch(path.name)[2])):
         spelling = form.fullmatch(path.name)[1]
         subject = UNFIT.sub("-", spelling)
         keep_apart(spellings, subject, spelling)
@@ -332,13 +332,8 @@ def by_subject(folders, ending, wanted):
     return files
 
 
-def find_contrast(folder, contrast):
-    return by_subject([folder], rf"[-_]{contrast}w?([-_.].*)?\.nii(\.gz)?",
-                      f"file named like IXI012-HH-1211-{contrast}.nii.gz")
-
-
 def ixi(args):
-    t1, t2 = find_contrast(args.t1, "T1"), find_contrast(args.t2, "T2")
+    t1, t2 = by_subject([args.t1], "T1"), by_subject([args.t2], "T2")
     both = sorted(t1.keys() & t2.keys())
     print(f"{len(both)} subjects have T1 and T2; {len(t1.keys() ^ t2.keys())} are left out")
     return split(both, args), {who: {"input": ("t1", partial(brain, t1[who], t2[who])),
@@ -347,7 +342,7 @@ def ixi(args):
 
 def fastmri(args):
     volumes, unopened, keys = {}, {}, ("acquisition", "patient_id")
-    files = by_subject(args.volumes, r"()?\.h5", ".h5 file")
+    files = by_subject(args.volumes)
     for stem, path in files.items():
         try:
             with reading(path), h5py.File(path) as file:
@@ -365,14 +360,14 @@ def fastmri(args):
 
 
 def mri2ct(args):
-    """What lies directly in --ct is one patient; so is --ct itself where DICOM files lie in it. All CT
-    patients are drawn; the first --patients-ct that can be used count."""
+    """What lies directly in --ct is a patient; so is --ct itself where DICOM files lie in it. All are
+    drawn; the first --patients-ct that can be used count."""
     from pydicom import dcmread, misc
 
     def fits(path):
         named = NIFTI.search(path.name) or path.suffix.lower() == ".dcm"
         return named or path.name.upper() != "DICOMDIR" and misc.is_dicom(path)
-    t1, scans, owners = find_contrast(args.t1, "T1"), {}, {}
+    t1, scans, owners = by_subject([args.t1], "T1"), {}, {}
     places = dict(t1)
     for folder, path in listed(args.ct, fits, "DICOM or NIfTI file"):
         first, *inside = path.relative_to(folder).parts
@@ -381,7 +376,7 @@ def mri2ct(args):
         name = UNFIT.sub("-", place.name if inside else NIFTI.sub("", place.name))
         keep_apart(places, name, place)
         scans.setdefault(name, []).append(path)
-    for name, path in ((name, path) for name, paths in scans.items() for path in paths[:20]):
+    for name, path in [(name, path) for name, paths in scans.items() for path in paths[:20]]:
         with contextlib.suppress(Exception):  # what is wrong with it is said when its turn comes
             person = str(dcmread(path, specific_tags=["PatientID"]).PatientID).strip()
             if person.strip("0") and not re.search("anon|unknown", person.lower()):
@@ -397,8 +392,8 @@ def mri2ct(args):
 # ---------------------------------------------------------------- the run
 
 def prepare_volume(folder, part, stem, sources, args):
-    """-> notes for the manifest. Slices are written aside and then renamed, so that nothing half-written
-    stays; those of a single grey, in a pair on both sides, are left out."""
+    """-> notes for the manifest. Slices are written aside, then renamed, so that none is half-written;
+    those of a single grey, in a pair on both sides, are left out."""
     notes, halves = {"part": part}, {}
     for domain, (kind, read) in sources.items():
         if part in (domain, "evaluation"):
@@ -423,8 +418,8 @@ def prepare_volume(folder, part, stem, sources, args):
 
 
 def begin(folder, parts, volumes, unopened, args):
-    """-> the manifest of an earlier run that left slices, or a new one; ends the program at slices of
-    another kind. Who could not be opened then and can be now joins input or target."""
+    """-> the manifest of an earlier run that left slices, or a new one; other slices end the program.
+    Who could not be opened then and can be now joins input or target."""
     elsewhere = ("t1", "t2", "ct", "volumes", "out", "preview")  # differ between people
     settings = {key: value for key, value in vars(args).items() if key not in elsewhere}
     if not any(path for part in PARTS for path in (folder / part).iterdir()):
@@ -440,8 +435,8 @@ def begin(folder, parts, volumes, unopened, args):
         fail(f"{args.out}: holds other settings ({', '.join(differ)}); choose another --out")
     for who in sorted(now - known):
         min(before["drawn"]["input"], before["drawn"]["target"], key=len).append(who)
-    bad = {stem: reason for stem, reason in before["bad"].items() if stem in volumes}
-    return before | {"bad": bad | unopened}
+    kept = {stem: reason for stem, reason in before["bad"].items() if stem in volumes}
+    return before | {"bad": kept | unopened}
 
 
 def save(place, manifest):
@@ -482,9 +477,9 @@ def pack(out, found, size):
     """PNG files -> one .h5 as data.py reads it, slice by slice; written aside, then renamed."""
     with h5py.File(f"{out}.tmp", "w") as file:
         for which, pairs in found.items():
-            shape = {"shape": (len(pairs), size, size), "maxshape": (None, size, size)}
-            images = file.create_dataset(which, dtype="uint8", chunks=(1, size, size),
-                                         compression="gzip", **shape)
+            images = file.create_dataset(
+                which, (len(pairs), size, size), "uint8", compression="gzip",
+                chunks=(1, size, size), maxshape=(None, size, size))
             for k, (_, path) in enumerate(pairs):
                 images[k] = np.asarray(Image.open(path))
             names = [name for name, _ in pairs]
@@ -493,7 +488,7 @@ def pack(out, found, size):
 
 
 def report(folder, manifest, args):
-    """Says what there is, draws it and packs it; ends the program where a set is without a slice."""
+    """Says what there is, draws and packs it; ends the program where a set is without a slice."""
     entries, bad, done = find_images(folder), manifest["bad"], manifest["volumes"].values()
     found = {s: [(name, paths[s]) for name, paths in entries if s in paths] for s in SETS}
     print(f"{args.out}: " + ", ".join(f"{len(pairs)} slices for {s}" for s, pairs in found.items()))
@@ -523,8 +518,8 @@ def report(folder, manifest, args):
 
 
 def run(args):
-    """One at a time in a folder: the lock of a killed run dies with it. An .h5 is packed at the end,
-    of PNG files in NAME.part, which stays while volumes are bad."""
+    """One at a time in a folder: a killed run's lock dies with it. An .h5 is packed at the end, of PNG
+    files in NAME.part, which stays while volumes are bad."""
     import fcntl
     packed = args.out.suffix.lower() == ".h5"
     folder = args.out.with_suffix(".part") if packed else args.out
@@ -554,10 +549,9 @@ def main():
     add("--out", type=Path, required=True, help="folder for PNG files, or NAME.h5 for one file")
     add("--size", type=int, default=256, help="side d of the slices in pixels (Sec. 4.1: 256)")
     add("--seed", type=int, default=0, help="decides who goes where (Sec. 4.1: randomly)")
-    add("--limit", type=int, help="only the first so many patients, a first look with its own --out")
-    add("--preview", action="store_true", help="also draw slices of all sets: preview.png, NAME.png")
-    add("--normalise", choices=("volume", "slice"), default="volume",
-        help="MRI: one grey scale a volume or a slice (Sec. 4.2)")
+    add("--limit", type=int, help="a first look at so many patients, with an --out of its own")
+    add("--preview", action="store_true", help="also draw slices: OUT/preview.png or NAME.png")
+    add("--normalise", choices=("volume", "slice"), default="volume", help="MRI: one grey scale each")
     parser = argparse.ArgumentParser(description="Turn raw IXI, fastMRI and CQ500 into slices.")
     tasks = parser.add_subparsers(dest="task", required=True)
     add = tasks.add_parser("ixi", parents=[common], help="T1 to T2").add_argument

@@ -247,7 +247,7 @@ def test_names_in_every_spelling_are_found_and_patients_have_no_underscore(cli):
         path = cli.folder / "t1" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    assert sorted(prepare.find_contrast("t1", "T1")) == ["IXI001-HH-1", "IXI002-HH-2", "IXI003-HH-3", "sub-04", "with-space-6"]
+    assert sorted(prepare.by_subject(["t1"], "T1")) == ["IXI001-HH-1", "IXI002-HH-2", "IXI003-HH-3", "sub-04", "with-space-6"]
 
 
 def test_bad_volumes_are_named_with_a_reason_and_the_others_go_on(cli, capsys):
@@ -607,7 +607,7 @@ def test_one_flipped_bit_in_a_compressed_nifti_never_passes(cli):
 def test_the_plain_name_wins_and_the_others_are_named(cli, capsys):
     for name in ("S1-T1-mask", "S1-T1", "S2_T1w-brain"):
         write_nifti(Path(f"t1/{name}.nii.gz"), (4, 4, 4), np.eye(4))
-    found = prepare.find_contrast("t1", "T1")
+    found = prepare.by_subject(["t1"], "T1")
     assert {who: path.name for who, path in found.items()} == {"S1": "S1-T1.nii.gz", "S2": "S2_T1w-brain.nii.gz"}
     assert "S1-T1-mask.nii.gz is left out" in capsys.readouterr().err
 
