@@ -65,8 +65,8 @@ def shuffled(names, args):
 
 
 def split(patients, args):
-    """Patients -> {part: sorted list}: 10 % for evaluation (Sec. 4.1), the others half and half. Of two
-    patients nobody is left for evaluation; one is a pair to look at, nobody to train on."""
+    """Patients -> {part: sorted list}: 10 % for evaluation (Sec. 4.1), the others half and half. Of
+    two patients nobody is left for evaluation; one is a pair to look at, nobody to train on."""
     order = shuffled(patients, args)
     held = 0 if len(order) == 2 else max(1, round(len(order) / 10))
     half = held + (len(order) - held + 1) // 2
@@ -74,8 +74,8 @@ def split(patients, args):
 
 
 def grey_limits(stack, kind, args):
-    """[n,h,w] -> what becomes 0 and 255: the window of CT, or the range of an MRI's core slices; None:
-    every slice has its own, as in the authors' sample."""
+    """[n,h,w] -> what becomes 0 and 255: the window of CT, or the range of an MRI's core slices;
+    None: every slice has its own, as in the authors' sample."""
     if kind == "ct":
         return [args.centre - args.width / 2, args.centre + args.width / 2]
     if args.normalise == "volume":  # strides spare a copy
@@ -83,18 +83,19 @@ def grey_limits(stack, kind, args):
 
 
 def fit_square(picture, spacing, size, limits):
-    """float32 [h,w], mm between rows and columns -> uint8 [size,size] of square pixels, and the limits.
-    Pillow's bicubic averages when it shrinks: from 320 to 256 it errs by half as much as its box."""
+    """float32 [h,w], mm between rows and columns -> uint8 [size,size] of square pixels, and limits.
+    Pillow's bicubic averages when it shrinks: from 320 to 256 it errs half as much as a box."""
     def to_grey(values, low, high):
         return np.clip((values - low) / max(high - low, 1e-12) * 255, 0, 255)
     picture = to_grey(picture, *limits) if limits else np.ascontiguousarray(picture)
     sides = picture.shape * np.array(spacing)
     h, w = (max(1, round(size * side / sides.max())) for side in sides)
     small = np.asarray(Image.fromarray(picture).resize((w, h), Image.Resampling.BICUBIC))
-    scale = [0, 255] if limits else [float(small.min()), float(small.max())]
-    grey, top, left = np.rint(to_grey(small, *scale)), (size - h) // 2, (size - w) // 2
-    padding = (top, size - h - top), (left, size - w - left)
-    return np.pad(grey.astype(np.uint8), padding), limits or scale
+    # a slice's own limits are those of its shrunk pixels, less bicubic's overshoot
+    own = [float(max(small.min(), picture.min())), float(min(small.max(), picture.max()))]
+    grey = np.rint(to_grey(small, *([0, 255] if limits else own))).astype(np.uint8)
+    top, left = (size - h) // 2, (size - w) // 2
+    return np.pad(grey, ((top, size - h - top), (left, size - w - left))), limits or own
 
 
 # ---------------------------------------------------------------- readers
@@ -165,8 +166,8 @@ def column_mask(name, measured):
 
 
 def reconstruct(kspace, side=320):
-    """Complex k-space [h,w], zero frequency in the middle -> magnitude [side,side] or less. Oversampled,
-    it has twice the image's rows; the crop comes before the magnitude."""
+    """Complex k-space [h,w], zero frequency in the middle -> magnitude [side,side] or less. It is
+    oversampled, with twice the image's rows; the crop comes before the magnitude."""
     image = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(kspace), norm="ortho"))
     h, w = (min(side, n) for n in image.shape)
     top, left = (image.shape[0] - h) // 2, (image.shape[1] - w) // 2
@@ -174,8 +175,8 @@ def reconstruct(kspace, side=320):
 
 
 def knee(path, accelerated):
-    """A fastMRI volume, zero-filled or fully sampled. Each is scaled to grey on its own: who has the
-    one does not know the other (scales differ by 2 to 5 %, less than 0.1 dB a pair)."""
+    """A fastMRI volume, zero-filled or fully sampled, each scaled to grey on its own: who has one
+    does not know the other (scales differ by 2 to 5 %, less than 0.1 dB a pair)."""
     with reading(path), h5py.File(path) as file:
         kspace, undersampled = file["kspace"], "mask" in file
         if kspace.ndim != 3 or kspace.dtype.kind != "c" or undersampled:
@@ -184,14 +185,16 @@ def knee(path, accelerated):
         mask = column_mask(path.name, measured) if accelerated else measured
         kept = core(len(kspace))
         stack = np.stack([reconstruct(kspace[k] * mask) for k in kept])
-    reached = round(float(measured.sum() / max(1, mask.sum())), 3)
-    return stack, np.eye(4), kept, {"file": path.name, "acceleration": reached, "columns_measured":
-                                    int(measured.sum()), "columns": np.flatnonzero(mask).tolist()}
+    notes = {"file": path.name}
+    if accelerated:
+        notes |= {"acceleration": round(float(measured.sum() / max(1, mask.sum())), 3),
+                  "measured": int(measured.sum()), "columns": np.flatnonzero(mask).tolist()}
+    return stack, np.eye(4), kept, notes
 
 
 def ct(paths):
-    """A patient's CT in Hounsfield units: the best plain axial DICOM series that can be read, else a
-    NIfTI file. Gantry tilt, uneven distances, table and head holder stay, as in Sec. 4.1."""
+    """A patient's CT in Hounsfield units: the best plain axial DICOM series that can be read, else
+    a NIfTI file. Gantry tilt, uneven distances, table and head holder stay, as in Sec. 4.1."""
     niftis = [path for path in paths if NIFTI.search(path.name)]
     readers, found = plain_series([path for path in paths if path not in niftis])
     for read in readers + [partial(brain, path) for path in niftis]:
@@ -237,7 +240,7 @@ def directions(header):
 
 def plain_series(paths):
     """DICOM files -> (readers of plain axial series, the best first; a line on all that was found):
-    without a gap; not derived, which is cut twice; of a soft kernel, since noise hides grey and white
+    no gap; not derived, which is cut twice; of a soft kernel, since noise hides grey and white
     matter; of most slices: Sec. 4.1 counts 130 a patient. An odd file costs only itself."""
     import pydicom
     series, found, fit = {}, [], {}
@@ -283,8 +286,8 @@ def gap(heights):
 
 
 def why_not(headers):
-    """Why a series is no plain axial scan, or None. Its description outranks ContrastBolusAgent, which
-    is often filled in for the whole examination, plain scan included."""
+    """Why a series is no plain axial scan, or None. Its description outranks ContrastBolusAgent,
+    which is often filled in for the whole examination, plain scan included."""
     first, tags = headers[0], ("ImagePositionPatient", "PixelSpacing", "RescaleIntercept")
     left, denied = PLAIN.subn(" ", first.title.lower().replace("_", " "))  # "pre and post" is both
     agent = str(first.get("ContrastBolusAgent") or "no").strip().lower() not in ("none", "no", "n")
@@ -302,7 +305,7 @@ def why_not(headers):
 # Each -> (who goes where, {start of slices' names: {domain: (kind, reader)}}, {unopened: reason})
 
 def listed(folders, fits, wanted):
-    """-> (folder, file below it), sorted, since the disk's order must not decide; no hidden ones."""
+    """-> (folder, file below it), sorted, since the disk must not decide; no hidden files."""
     for folder in folders:
         paths = map(Path, sorted(glob.glob(f"{glob.escape(folder)}/**", recursive=True)))
         found = [(folder, path) for path in paths if path.is_file() and fits(path)]
@@ -349,6 +352,7 @@ def fastmri(args):
                 said = [str(np.asarray(file.attrs.get(key, "")).astype(str)) for key in keys]
         except ValueError as error:
             unopened[stem], said = str(error), [None]
+            print(f"left out: {error}", file=sys.stderr)
         if said[0] == ACQUISITION:
             # twelve of the id's 64 digits tell patients apart; without one a file is a patient
             who = f"p{hashlib.sha256(said[1].encode()).hexdigest()[:12]}_" if said[1] else ""
@@ -360,8 +364,8 @@ def fastmri(args):
 
 
 def mri2ct(args):
-    """What lies directly in --ct is a patient; so is --ct itself where DICOM files lie in it. All are
-    drawn; the first --patients-ct that can be used count."""
+    """What lies directly in --ct is a patient; so is --ct itself where DICOM files lie in it. All
+    are drawn; the first --patients-ct that can be used count."""
     from pydicom import dcmread, misc
 
     def fits(path):
@@ -376,9 +380,10 @@ def mri2ct(args):
         name = UNFIT.sub("-", place.name if inside else NIFTI.sub("", place.name))
         keep_apart(places, name, place)
         scans.setdefault(name, []).append(path)
-    for name, path in [(name, path) for name, paths in scans.items() for path in paths[:20]]:
+    for name, path in [(name, path) for name, paths in scans.items() for path in paths[:9]]:
         with contextlib.suppress(Exception):  # what is wrong with it is said when its turn comes
-            person = str(dcmread(path, specific_tags=["PatientID"]).PatientID).strip()
+            header = dcmread(path, specific_tags=["PatientID"], stop_before_pixels=True)
+            person = str(header.PatientID).strip()
             if person.strip("0") and not re.search("anon|unknown", person.lower()):
                 keep_apart(owners, f"one person by PatientID ({person})", places[name])
     mri, target = shuffled(t1, args)[:args.patients_mri], shuffled(scans, args)
@@ -392,8 +397,8 @@ def mri2ct(args):
 # ---------------------------------------------------------------- the run
 
 def prepare_volume(folder, part, stem, sources, args):
-    """-> notes for the manifest. Slices are written aside, then renamed, so that none is half-written;
-    those of a single grey, in a pair on both sides, are left out."""
+    """-> notes for the manifest. Slices are written aside, then renamed: none is half-written.
+    Those of a single grey, in a pair on both sides, are left out."""
     notes, halves = {"part": part}, {}
     for domain, (kind, read) in sources.items():
         if part in (domain, "evaluation"):
@@ -418,15 +423,15 @@ def prepare_volume(folder, part, stem, sources, args):
 
 
 def begin(folder, parts, volumes, unopened, args):
-    """-> the manifest of an earlier run that left slices, or a new one; other slices end the program.
-    Who could not be opened then and can be now joins input or target."""
+    """-> the manifest of an earlier run that left slices, or a new one; others end the program. Who
+    could not be opened then and can be now joins input or target."""
     elsewhere = ("t1", "t2", "ct", "volumes", "out", "preview")  # differ between people
     settings = {key: value for key, value in vars(args).items() if key not in elsewhere}
-    if not any(path for part in PARTS for path in (folder / part).iterdir()):
+    if not any(path for part in PARTS for path in (folder / part).glob("[!.]*")):
         return settings | {"drawn": parts, "unopened": [*unopened], "bad": unopened, "volumes": {}}
     before = {"drawn": {}, "unopened": []}
-    with contextlib.suppress(OSError, ValueError):
-        before = json.loads((folder / "manifest.json").read_text())
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        before |= json.loads((folder / "manifest.json").read_text())
     known, now = ({*sum(drawn.values(), [])} for drawn in (before["drawn"], parts))
     differ = [key for key in settings if before.get(key) != settings[key]]
     if known - now or now - known and not before["unopened"]:
@@ -517,9 +522,9 @@ def report(folder, manifest, args):
         print(f"{folder} is kept: the same command tries the skipped volumes again")
 
 
-def run(args):
-    """One at a time in a folder: a killed run's lock dies with it. An .h5 is packed at the end, of PNG
-    files in NAME.part, which stays while volumes are bad."""
+def go(args):
+    """One at a time in a folder: a killed run's lock dies with it. An .h5 is packed at the end, of
+    PNG files in NAME.part, which stays while volumes are bad."""
     import fcntl
     packed = args.out.suffix.lower() == ".h5"
     folder = args.out.with_suffix(".part") if packed else args.out
@@ -551,7 +556,7 @@ def main():
     add("--seed", type=int, default=0, help="decides who goes where (Sec. 4.1: randomly)")
     add("--limit", type=int, help="a first look at so many patients, with an --out of its own")
     add("--preview", action="store_true", help="also draw slices: OUT/preview.png or NAME.png")
-    add("--normalise", choices=("volume", "slice"), default="volume", help="MRI: one grey scale each")
+    add("--normalise", choices=("volume", "slice"), default="volume", help="its own grey scale")
     parser = argparse.ArgumentParser(description="Turn raw IXI, fastMRI and CQ500 into slices.")
     tasks = parser.add_subparsers(dest="task", required=True)
     add = tasks.add_parser("ixi", parents=[common], help="T1 to T2").add_argument
@@ -576,7 +581,7 @@ def main():
         if value is not None and value < 1:
             fail(f"--{flag.replace('_', '-')} {value}: wants a number of at least 1")
     try:
-        run(args)
+        go(args)
     except ModuleNotFoundError as error:
         fail(f"{error.name} is missing; install it with: pip install {error.name}")
     except (OSError, KeyboardInterrupt) as error:  # readers turn their OSErrors into ValueErrors

@@ -895,7 +895,7 @@ def test_columns_that_were_never_measured_do_not_count_towards_the_quarter(cli, 
         file["kspace"][:] = kspace
     cli("fastmri --volumes knees --out out --size 64")
     notes = manifest()["volumes"]["file7"]["4x"]
-    assert (notes["columns_measured"], len(notes["columns"]), notes["acceleration"]) == (332, 83, 4.0)
+    assert (notes["measured"], len(notes["columns"]), notes["acceleration"]) == (332, 83, 4.0)
     assert min(notes["columns"]) >= 18 and max(notes["columns"]) < 350
     assert set(range(184 - 13, 184 + 13)) <= set(notes["columns"])
     assert "over the measured columns: 4.0 to 4.0" in capsys.readouterr().out
