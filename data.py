@@ -1,18 +1,18 @@
-"""Slices in, batches out (Sec. 4.1): two piles without partners, and pairs to judge by.
+"""Slices in, batches out (Sec. 4.1): two piles without pairs, and pairs to judge by.
 
-    python data.py                               looks at the built-in phantoms
-    python data.py ixi_slices/ --h5 ixi.h5       looks at a folder and packs it into one file
+    python data.py                           looks at the built-in phantoms
+    python data.py ixi_slices/ --h5 ixi.h5   looks at a folder, packs it into a file
 
-DATA is one of these. Pictures are .png, .jpg, .tif or .npy.
+DATA is one of these, slices being .png, .jpg, .tif or .npy:
 
-    the authors' layout   DATA/input/*   DATA/target/*
-                          DATA/evaluation/NAME_input.*   DATA/evaluation/NAME_target.*
-    CycleGAN's layout     DATA/trainA/*  DATA/trainB/*   DATA/testA/NAME.*  DATA/testB/NAME.*
-    an .h5 file           input, target, evaluation_input, evaluation_target:
-                          uint8 [n,h,w], and their names in input_names, ...: strings [n]
-    phantom               built-in heads, made here from a seed
+    authors' layout     input/*   target/*   evaluation/NAME_input.*
+                                             evaluation/NAME_target.*
+    CycleGAN's layout   trainA/*  trainB/*   testA/NAME.*  testB/NAME.*
+    an .h5 file         input, target, evaluation_input, evaluation_target:
+                        uint8 [n,h,w]; names in input_names, ...: strings [n]
+    phantom             built-in heads, made here from a seed
 
-A name begins with its patient, up to the first underscore: IXI022-Guys-0701_026_t1.jpg.
+A name begins with its patient, up to the first underscore: IXI022_026_t1.jpg.
 Evaluation without targets has no pairs: it can be translated, not scored.
 """
 import argparse
@@ -70,6 +70,12 @@ def patient(name):
 @functools.cache
 def say_once(sentence):
     print(sentence, file=sys.stderr)
+
+
+def say_skipped(reasons, total, what):
+    if reasons:
+        print(*(f"skipped {reason}" for reason in reasons[:10]), file=sys.stderr, sep="\n")
+        print(f"skipped {len(reasons)} of {total} {what} in all.", file=sys.stderr)
 
 
 # ---------------------------------------------------------------- one image
@@ -137,18 +143,18 @@ def fit(grey, size):
 
 def save_figure(path, figure, caption=""):
     """Writes a figure whole or not at all, below it a caption of any length."""
-    figure.supxlabel(textwrap.fill(caption, int(13 * figure.get_figwidth())), fontsize=9)
-    replace_file(path, lambda place: figure.savefig(place, dpi=130, format="png"))
+    figure.supxlabel(textwrap.fill(caption, int(15 * figure.get_figwidth())), fontsize=9)
+    replace_file(path, lambda place: figure.savefig(place, dpi=150, format="png"))
 
 
 def picture_grid(path, rows, titles, maps=0, caption="", square=None):
     """Writes rows of pictures in grey levels, a title over each column. The last `maps` columns are
     drawn in colour, from 0 to one white level for all. square: (columns, first pixel, side)."""
-    width, height = 1.5 * len(titles) + (0.8 if maps else 0), 1.5 * len(rows) + 0.7
+    width, height = 1.3 * len(titles) + (0.8 if maps else 0), 1.3 * len(rows) + 0.7
     figure = Figure(figsize=(width, height), layout="constrained")
     axes, grey = figure.subplots(len(rows), len(titles), squeeze=False), len(titles) - maps
     rows = [[np.asarray(cell).squeeze() for cell in row] for row in rows]
-    white = np.quantile([row[grey:] for row in rows], .999) if maps else 0
+    white = np.quantile([row[grey:] for row in rows], .98) if maps else 0
     for row, row_axes in zip(rows, axes):
         for k, (cell, title, ax) in enumerate(zip(row, titles, row_axes)):
             style = ("gray", 255) if k < grey else ("inferno", white)
@@ -159,14 +165,15 @@ def picture_grid(path, rows, titles, maps=0, caption="", square=None):
                 corner, side = (square[1] - .5, square[1] - .5), square[2]
                 ax.add_patch(Rectangle(corner, side, side, fill=False, edgecolor="orange", lw=1.5))
     if maps:
-        figure.colorbar(shown, ax=axes[:, grey:], label="grey levels", extend="max", aspect=30)
+        figure.colorbar(shown, ax=axes[:, grey:], label="grey levels", aspect=12 * len(rows),
+                        extend="max", extendfrac=.03)
     save_figure(path, figure, caption)
 
 
 @torch.no_grad()
 def draw_samples(path, G, slices, device, with_scale):
-    """The row that Eq. 6 and 9 are about, for three fixed slices, of evaluation where there are any.
-    G(x) -> image, scale, ...; for ugac the scale is its alpha. Residual and scale are the patch's."""
+    """The row that Eq. 6 and 9 are about, for three fixed slices, of evaluation if there are any.
+    Residual and scale are the patch's. G(x) -> image, scale, ...; ugac's scale is its alpha."""
     inputs = slices.evaluation_input if len(slices.evaluation_input) else slices.input
     chosen, d = [len(inputs) * k // 6 for k in (1, 3, 5)], inputs.shape[-1]
     x = to_unit(torch.from_numpy(inputs[chosen]).unsqueeze(1)).to(device)
@@ -175,16 +182,16 @@ def draw_samples(path, G, slices, device, with_scale):
     (image, *_), (b, scale, *_) = G(x), G(patch(x, phi))
     a = patch(image, phi)
     columns = {"input\n$x$": x, "patch\n$P(x)$": patch(x, phi), "translation\n$G(x)$": image,
-               "its patch\n$a = P(G(x))$": a, "of the patch\n$b = G(P(x))$": b}
+               "its patch\n$a = P(G(x))$": a, "patch, translated\n$b = G(P(x))$": b}
     columns = {title: 127.5 * (values.cpu() + 1) for title, values in columns.items()}
     if len(slices.evaluation_target):
-        columns["truth\nof $G(x)$"] = slices.evaluation_target[chosen]
+        columns["truth\n(never seen)"] = slices.evaluation_target[chosen]
     columns["residual\n$|a - b|$"] = 127.5 * (a - b).abs().cpu()
-    caption = ("Patch invariance (Eq. 6): a, the orange square cut out after the translation, and b, "
-               "cut out before it, should be alike.")
+    caption = ("Patch invariance (Eq. 6): a, the orange square cut out after the translation, and "
+               "b, cut out before it, should be alike.")
     if with_scale:
         columns["scale\n$G^\\sigma(P(x))$"] = 127.5 * scale.cpu()
-        caption += " The scale (Eq. 9) says from x alone where they are not."
+        caption += " The scale (Eq. 9) says from the patch alone where they are not."
     make_folder(path.parent)
     rows = list(zip(*columns.values()))
     picture_grid(path, rows, list(columns), 1 + with_scale, caption, ((0, 2), first, size))
@@ -193,7 +200,7 @@ def draw_samples(path, G, slices, device, with_scale):
 # ---------------------------------------------------------------- a data set
 
 def load(data, size, sets=SETS):
-    """Reads the named sets at size x size into memory (20k + 20k slices of 256x256: 2.6 GB) and says
+    """Reads the named sets at size x size into memory (20k + 20k slices of 256x256: 2.6 GB), says
     what is there. Ends in one sentence where there is nothing to train on or to judge by."""
     path = Path(data)
     if str(data) == "phantom":
@@ -225,7 +232,7 @@ def wanted(path, which):
 
 
 def images_in(folder):
-    """{name without ending: path}, sorted: the order of files on the disk must not number slices."""
+    """{name without ending: path}, sorted: the order of files on the disk numbers no slices."""
     paths = sorted(folder.glob("*")) if os.path.isdir(folder) else []
     paths = [path for path in paths if not path.name.startswith(".")]
     pictures = {path.stem: path for path in paths
@@ -247,7 +254,8 @@ def find_images(root):
         one, other, judged = (images_in(root / name) for name in ("input", "target", "evaluation"))
         inputs, targets = ({name.removesuffix(end): path for name, path in judged.items()
                             if name.endswith(end)} for end in ("_input", "_target"))
-        odd = [path.name for name, path in judged.items() if not name.endswith(("_input", "_target"))]
+        odd = [path.name for name, path in judged.items()
+               if not name.endswith(("_input", "_target"))]
     if targets and not inputs.keys() & targets.keys():
         if not cyclegan:
             fail(f"{root}/evaluation: no NAME_input has its NAME_target; complete the pairs, or "
@@ -256,10 +264,11 @@ def find_images(root):
         print(f"{root}: testA and testB share no name, so there are no pairs", file=sys.stderr)
         targets = {}
     both = inputs.keys() & targets.keys() if targets else inputs.keys()
-    odd += [path.name for half in (inputs, targets) for name, path in half.items() if name not in both]
+    for half in (inputs, targets):
+        odd += [path.name for name, path in half.items() if name not in both]
     if odd:
-        print(f"{root}: {len(odd)} files to evaluate by have no partner and are left out, {odd[0]!r} "
-              "first", file=sys.stderr)
+        print(f"{root}: {len(odd)} files for evaluation have no partner and are left out, "
+              f"{odd[0]!r} first", file=sys.stderr)
     entries = [(name, {"input": path}) for name, path in one.items()]
     entries += [(name, {"target": path}) for name, path in other.items()]
     for name, path in inputs.items():
@@ -283,15 +292,13 @@ def read_folder(root, size, sets):
                 images[which].append(picture)
                 names[which].append(name)
         except ValueError as error:
-            bad.append(f"skipped {error}")
-    if bad:
-        bad = bad[:10] + [f"skipped {len(bad)} of {len(entries)} slices or pairs in all."]
-        print(*bad, sep="\n", file=sys.stderr)
+            bad.append(error)
+    say_skipped(bad, len(entries), "slices or pairs")
     return images, names
 
 
 def read_h5(path, size, sets):
-    """An .h5 file -> {set: images}, {set: names}. Not 8-bit: scaled image by image, as files are."""
+    """An .h5 file -> {set: images}, {set: names}, scaled image by image, as files are."""
     images, names = {s: [] for s in SETS}, {s: [] for s in SETS}
     try:
         with h5py.File(path, "r") as file:
@@ -325,13 +332,15 @@ def write_h5(path, slices):
 
 
 def describe(data, slices):
-    """Prints counts, patients and ranges. Warns of a patient in two of the three sets: the two piles
+    """Prints counts, patients and ranges. Warns of a patient in two of the three sets: the piles
     would hold pairs, or the evaluation would have been trained on."""
     print(f"{data}: slices of {slices.input.shape[1]}x{slices.input.shape[2]}, 8-bit grey levels")
     people = {s: {patient(name) for name in slices.names[s]} for s in SETS}
     for s, images in zip(SETS, slices):
-        values = f", range {images.min()}..{images.max()}, mean {images.mean():.1f}" if len(images) else ""
-        print(f"  {s:<18}{len(images):>6} slices of {len(people[s]):>4} patients{values}")
+        line = f"  {s:<18}{len(images):>6} slices of {len(people[s]):>4} patients"
+        if len(images):
+            line += f", range {images.min()}..{images.max()}, mean {images.mean():.1f}"
+        print(line)
     for one, other in ((SETS[0], SETS[1]), (SETS[0], SETS[2]), (SETS[1], SETS[2])):
         if both := sorted(people[one] & people[other]):
             print(f"warning: {len(both)} patients stand in both {one} and {other}, {both[0]} among "
@@ -362,7 +371,7 @@ NOISE = np.array([.003, .02, .008, .06, .03, .012])  # Laplace scale of the targ
 
 
 def smooth_field(rng, cells, side):
-    """A random field [side,side] that varies over about side/cells pixels, zero mean, unit deviation.
+    """A random field [side,side] that varies over side/cells pixels, zero mean, unit deviation.
     The draws do not depend on side, so that one subject looks the same at every size."""
     grid = Image.fromarray(rng.standard_normal((cells + 3, cells + 3)).astype(np.float32))
     box = 1, 1, cells + 2, cells + 2
@@ -371,7 +380,7 @@ def smooth_field(rng, cells, side):
 
 
 def head(z, side, fields):
-    """Tissues [side,side] of one axial slice at height z in [0,1], numbered as the columns above."""
+    """Tissues [side,side] of an axial slice at height z in [0,1], numbered as the columns above."""
     bend_y, bend_x, folds_a, folds_b, (tilt, long, wide, ventricle) = fields
     v, u = np.meshgrid(*[(np.arange(side) + .5) / side * 2 - 1] * 2, indexing="ij")
     v, u = v + .018 * bend_y, u + .018 * bend_x
@@ -396,7 +405,7 @@ def head(z, side, fields):
 
 
 def phantom_subject(subject, size, slices, seed):
-    """One subject's slices: T1, T2 in grey levels, and the Laplace scale of T2's noise, which depends
+    """One subject's slices: T1, T2 in grey levels, and the Laplace scale of T2's noise, depending
     on the tissue; each [slices,size,size]. T1 has Gaussian noise of 1 % of the range; each has its
     own smooth bias field. Drawn at twice the size, so that pixels at a border hold both tissues."""
     rng = np.random.default_rng([seed, subject])
@@ -418,7 +427,7 @@ def phantom_subject(subject, size, slices, seed):
 
 
 def phantoms(size, subjects=40, slices=6, seed=0):
-    """Built-in data: heads of random shape with skull, CSF, folded grey and white matter, ventricles.
+    """Built-in data: random heads with skull, CSF, folded grey and white matter, and ventricles.
     subjects people in input, as many others in target, a fifth as many others in evaluation ->
     Slices at size x size. The same size and seed always give the same arrays."""
     total = 2 * subjects + max(1, subjects // 5)

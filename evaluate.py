@@ -1,18 +1,17 @@
 """How good is a translation, and does it know where it is wrong? (Sec. 4.2-4.5)
 
-    python evaluate.py RUN [RUN ...] --data DIR --out DIR    Table 1 and figures
-    python evaluate.py RUN --image PATH [PATH ...] --out DIR
+    python evaluate.py runs/uapi runs/pi --data ixi_slices/ --out evaluation
+    python evaluate.py runs/uapi --image slice.png folder/ --out translated
 
-The first compares runs on the evaluation set of DIR; without pairs there are no
-scores, only translations. The second translates pictures: files, or all in folders.
-OUT/RUN/translation/NAME.png is the translation of NAME, OUT/RUN/scale/NAME.npy its
-scale in grey levels, NAME.png the scale as a picture. All scale pictures of one call
-share one white level: OUT/scale.json.
+The first judges runs on pairs: Table 1 and figures. Without pairs it translates.
+The second translates files and all files in folders. A translation lies in
+OUT/RUN/translation/NAME.png, its scale in OUT/RUN/scale/NAME.npy (grey levels)
+and NAME.png. OUT/scale.json holds the scale that is white in all such pictures.
 
-The residual is |translation - truth|. The scale is the absolute residual that a map
-expects, E|r|. For Eq. 9 that is the Laplace scale G^sigma(x) itself. A map of ugac
-is alpha and beta of the density ~ exp(-(|r| / alpha)^beta); it is shown as E|r|, too.
-PI, and all methods with --lam 0, train no scale: none is drawn or judged.
+residual = |translation - truth|. The scale is the absolute residual that a map
+expects, E|r|: for Eq. 9 the Laplace scale G^sigma(x). For ugac, whose map is the
+alpha and beta of a density ~ exp(-(|r| / alpha)^beta), E|r| is shown, too. PI
+and every method with --lam 0 train no scale: none is drawn or judged.
 """
 import argparse
 import csv
@@ -20,7 +19,6 @@ import io
 import json
 import math
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -32,18 +30,19 @@ from torch.nn import functional as F
 
 import run
 from baselines import make_generator, trains_scale
-from data import (draw_samples, fit, images_in, load, patient, picture_grid, read_grey, save_figure,
-                  to_unit)
+from data import (ENDINGS, draw_samples, fit, images_in, load, patient, picture_grid, read_grey,
+                  save_figure, say_skipped, to_unit)
 from train import check_settings
 
-METRICS = """metrics.json holds SSIM times 100, PSNR in dB, null for undefined or infinite:
+METRICS = """metrics.json, null for undefined or infinite:
   {"runs": {RUN: {"method", "scenarios": {"GN0": {"ssim", "psnr", ...}, ...},
                   "pcc_image", "pcc_pixel", "uncertainty"}},
    "copy_input": {"GN0": {...}, ...}}
-"copy_input" is a method that returns its input: a run that does not beat it has
-learned nothing. "uncertainty", for runs with a scale, on GN0 and at most 512 images,
-holds "correlation" with the residual (Sec. 4.5) and, beyond the paper, what the
-functions sparsification, reliability and rescaled say, on phantoms also "noise"."""
+SSIM times 100, PSNR in dB. "copy_input" returns its input: a run that does not
+beat it has learned nothing. "uncertainty", of runs with a scale, on GN0 and at
+most 512 images: "correlation" with the residual (Sec. 4.5). Beyond the paper:
+"sparsification", "reliability", "rescaled", on phantoms "noise". evaluate.py
+explains each at the function of its name."""
 SCENARIOS = ("GN0", "GN5", "GN10", "GN20", "IP2", "IP5", "IP10")
 BATCH = 32
 FOREGROUND = 25.5  # truth above 10 % of the range; air is trivially right, inflates correlations
@@ -70,7 +69,7 @@ def ssim(a, b, data_range=255.0):
                                  / ( (mu_a^2 + mu_b^2 + C1) (var_a + var_b + C2) ),
     C1 = (0.01 data_range)^2, C2 = (0.03 data_range)^2
 
-    a, b [n,1,h,w] in [0,data_range], h, w >= 11 -> [n] in [-1,1]. Windows are Gaussian, 11x11, sigma
+    a, b [n,1,h,w] in [0,data_range], h, w >= 11 -> [n] in [-1,1]. Windows: Gaussian, 11x11, sigma
     1.5, wholly inside the image. The released code lets 7x7x7 windows cross images.
     """
     t = torch.arange(-5, 6, dtype=a.dtype, device=a.device)
@@ -94,8 +93,7 @@ def ssim(a, b, data_range=255.0):
 def perturb(x, scenario, generator=None):
     """A test scenario of Sec. 4.2, on grey levels.
 
-    GNk: clip(x + N(0, (k/100 * 255)^2), 0, 255)
-    IPk: each pixel, with probability k/100, becomes U[0,255]
+    GNk: clip(x + N(0, (k/100 * 255)^2), 0, 255).   IPk: with probability k/100 a pixel is U[0,255].
 
     x [n,1,h,w] in [0,255] -> same shape and range; GN0 returns x. ValueError for another name.
     """
@@ -114,10 +112,9 @@ def perturb(x, scenario, generator=None):
 def perturb_all(images, scenario):
     """uint8 [n,h,w] -> float32 [n,1,h,w], every image from a seed of its own: the same noise for
     every method, whatever the batch."""
-    x = torch.from_numpy(images).float().unsqueeze(1)
-    seeds = [100_000 * SCENARIOS.index(scenario) + i for i in range(len(x))]
-    return torch.cat([perturb(one, scenario, torch.Generator().manual_seed(seed))
-                      for one, seed in zip(x.split(1), seeds)])
+    first, x = 100_000 * SCENARIOS.index(scenario), torch.from_numpy(images).float().unsqueeze(1)
+    return torch.cat([perturb(image, scenario, torch.Generator().manual_seed(first + i))
+                      for i, image in enumerate(x.split(1))])
 
 
 # ---------------------------------------------------------------- a run and its translations
@@ -167,13 +164,17 @@ def score(translation, truth, patients, device="cpu"):
     return row
 
 
+def scores_of(metrics):
+    scores = {name: judged["scenarios"] for name, judged in metrics["runs"].items()}
+    return scores | {"copy of the input": metrics["copy_input"]}
+
+
 def table(metrics):
     """metrics -> rows of Table 1, header first: run, then SSIM/PSNR of each scenario."""
-    scores = {name: judged["scenarios"] for name, judged in metrics["runs"].items()}
-    scores["copy of the input"] = metrics["copy_input"]
-    return [["run", *SCENARIOS]] + [
-        [name, *(f"{cells[s]['ssim']:.2f}/{cells[s]['psnr']:.2f}" for s in SCENARIOS)]
-        for name, cells in scores.items()]
+    rows = [["run", *SCENARIOS]]
+    for name, row in scores_of(metrics).items():
+        rows.append([name, *(f"{row[s]['ssim']:.2f}/{row[s]['psnr']:.2f}" for s in SCENARIOS)])
+    return rows
 
 
 def bold(rows):
@@ -205,13 +206,15 @@ def write_table(rows, out):
 # ---------------------------------------------------------------- Sec. 4.4: Figures 2-5
 
 def panels(count, width, height):
-    """A figure of `count` panels side by side, each of that size in inches -> figure, axes."""
+    """-> a figure of panels side by side, each of that size in inches, and its axes."""
     figure = Figure(figsize=(width * count, height), layout="constrained")
     return figure, figure.subplots(1, count, squeeze=False)[0]
 
 
 def line_style(metrics, name):
-    """A run's colour and marker, the same in every figure."""
+    """A row's colour and marker, the same in every figure."""
+    if name not in metrics["runs"]:
+        return {"color": "black", "marker": "x", "linestyle": ":"}
     k = list(metrics["runs"]).index(name)
     return {"color": f"C{k % 10}", "marker": "osD^v<>P*"[k % 9], "markersize": 5}
 
@@ -219,15 +222,13 @@ def line_style(metrics, name):
 def draw_psnr(path, metrics):
     """Figures 2 and 3: PSNR over the seven scenarios."""
     figure, (ax,) = panels(1, 9, 5)
-    for name, judged in metrics["runs"].items():
-        values = [judged["scenarios"][s]["psnr"] for s in SCENARIOS]
+    for name, row in scores_of(metrics).items():
+        values = [row[s]["psnr"] for s in SCENARIOS]
         ax.plot(SCENARIOS, values, label=name, **line_style(metrics, name))
-    values = [metrics["copy_input"][s]["psnr"] for s in SCENARIOS]
-    ax.plot(SCENARIOS, values, "x:", color="black", label="copy of the input")
     ax.set_ylabel("PSNR [dB]")
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    save_figure(path, figure, "Higher is better. A good curve lies well above the dotted one and falls "
-                "little with the noise: GNk has Gaussian noise of k %, IPk has k % random pixels.")
+    save_figure(path, figure, "Higher is better. A good curve lies well above the dotted one and "
+                "falls little with noise: GNk is Gaussian noise of k %, IPk means k % random pixels.")
 
 
 def six_of(n):
@@ -236,12 +237,10 @@ def six_of(n):
 
 
 def draw_translations(path, x, translations, truth=None):
-    """Figure 4, and without truth Figure 5. x, truth [6,1,d,d] in grey levels; translations: the
-    same for each run's name."""
+    """Figure 4, and without truth Figure 5. [6,1,d,d] each; translations: by the run's name."""
     columns = {"input": x, **translations} | ({} if truth is None else {"truth": truth})
-    caption = "A good translation keeps the input's anatomy, down to small structures, and has the "
-    caption += "contrast of a target image." if truth is None else "truth's contrast."
-    picture_grid(path, list(zip(*columns.values())), list(columns), caption=caption)
+    picture_grid(path, list(zip(*columns.values())), list(columns), caption="A good translation "
+                 "has the input's anatomy, down to small structures, and the target's contrast.")
 
 
 # ---------------------------------------------------------------- Sec. 4.5: scale and residual
@@ -262,7 +261,7 @@ def expected_residual(alpha, beta):
 
 
 def pearson(u, v):
-    """Pearson correlation of two lists (Sec. 4.5), in [-1,1]; None where one is constant or empty."""
+    """Pearson correlation of two lists (Sec. 4.5), in [-1,1]; None for constant or empty ones."""
     u, v = (torch.as_tensor(w, dtype=torch.float64).flatten() for w in (u, v))
     if not len(u) or u.min() == u.max() or v.min() == v.max():
         return None
@@ -299,9 +298,9 @@ def correlate(residual, scale, inside):
 
 def draw_residuals(path, x, translation, truth, scale):
     """Figures 6 and 8: where the residual is and where the scale says it is. [6,1,d,d] each."""
-    columns = x, translation, truth, (translation - truth).abs(), scale
-    picture_grid(path, list(zip(*columns)), ["input", "translation", "truth", "residual", "scale"], 2,
-                 "A good scale is bright where the residual |translation - truth| is bright. The "
+    rows = list(zip(x, translation, truth, (translation - truth).abs(), scale))
+    picture_grid(path, rows, ["input", "translation", "truth", "residual", "scale"], 2,
+                 "A good scale is bright where the residual |translation - truth| is bright. One "
                  "colour bar holds for both.")
 
 
@@ -336,13 +335,12 @@ def remaining(residual, uncertainty):
 
 
 def sparsification(residual, scale):
-    """How much better an oracle, which removes the largest residuals first, picks pixels to leave
-    out than the scale does.
+    """How far the scale is from an oracle in picking pixels to leave out: the largest residuals.
 
-    AUSE = integral over the removed share, 0 ... 0.95, of ( m(by scale) - m(by residual) ) / m(none)
+    AUSE = integral of (m(by scale) - m(by residual)) / m(none) over the removed share, 0 ... 0.95
 
-    residual, scale, one shape, in grey levels -> both curves m = remaining() in grey levels and
-    AUSE by trapezoids, 0 at best. A map that knows nothing has 0.6 on exponential residuals.
+    residual, scale, one shape, in grey levels -> both curves m = remaining() and AUSE, 0 at best;
+    a map that knows nothing has 0.6 on exponentially distributed residuals.
     """
     by_map, by_residual = remaining(residual, scale), remaining(residual, residual)
     return {"removed": [k / 20 for k in range(20)], "map": by_map.tolist(),
@@ -351,11 +349,9 @@ def sparsification(residual, scale):
 
 
 def probability(residual, alpha, beta):
-    """Probability of the central interval that just reaches a residual; U[0,1] over pixels where
-    the map tells the truth.
+    """Probability of the central interval that just reaches a residual; U[0,1] for an honest map.
 
-    u = P(1/beta, (|r| / alpha)^beta), P the regularised lower incomplete gamma function
-      = 1 - exp(-|r| / alpha) at beta = 1
+    u = P(1/beta, (|r| / alpha)^beta), P incomplete gamma; 1 - exp(-|r| / alpha) at beta 1
 
     residual >= 0, alpha > 0, both in grey levels, beta > 0, one shape -> float64 in [0,1].
     """
@@ -364,14 +360,11 @@ def probability(residual, alpha, beta):
 
 
 def reliability(residual, alpha, beta):
-    """How often intervals of nominal probability p = 1/20 ... 19/20 around the translation hold the
-    truth.
+    """How often intervals of probability p = 1/20 ... 19/20 around the translation hold the truth.
 
     observed(p) = share of pixels with u <= p, u = probability()
-    ECE = mean over p of |observed(p) - p|,  the expected calibration error
-
-    As in probability() -> both, and the mean of -log density:
-    (|r|/alpha)^beta + log(2 alpha/beta) + lgamma(1/beta).
+    ECE, the expected calibration error = mean over p of |observed(p) - p|
+    log loss = mean of -log density = (|r|/alpha)^beta + log(2 alpha/beta) + lgamma(1/beta)
     """
     u = probability(residual, alpha, beta)
     observed = torch.stack([(u <= p).sum() for p in LEVELS]).double() / u.numel()
@@ -386,8 +379,7 @@ def best_factor(residual, alpha, beta):
 
     c > 0 with mean_j beta_j ( |r_j| / (c alpha_j) )^beta_j = 1,   c = mean |r| / alpha at beta = 1
 
-    As in probability() -> c in [e^-20, e^20]. That mean falls in c, so c is found by halving an
-    interval of log c.
+    -> c in [e^-20, e^20]. That mean falls in c, so c is found by halving an interval of log c.
     """
     log_terms = beta.double().log() + beta * (residual.double() / alpha).log()
     low, high = -20.0, 20.0
@@ -401,9 +393,8 @@ def best_factor(residual, alpha, beta):
 
 
 def rescaled(residual, alpha, beta, patients):
-    """reliability() before and after alpha is multiplied by best_factor(), which is fitted on the
-    first, third, ... of the sorted patients and judged on the others. patients [n] -> both and c;
-    None where there is but one patient."""
+    """reliability() before and after alpha is multiplied by c = best_factor(), fitted on the first,
+    third, ... of the sorted patients and judged on the others; None for a single patient."""
     fitting = np.isin(patients, np.unique(patients)[::2])
     if fitting.all():
         return None
@@ -414,12 +405,10 @@ def rescaled(residual, alpha, beta, patients):
 
 
 def judge_map(translation, alpha, beta, truth, patients, noise=None):
-    """What metrics.json says about one map, and the points of Figures 7 and 9: each image's mean
-    residual and mean scale.
+    """What metrics.json says about one map, and each image's mean residual and mean scale.
 
-    noise: the true Laplace scale of the phantoms' target, to be compared with the scale. A map
-    models patch inconsistency: that it follows residual or noise is a finding, not a theorem.
-    All [n,1,h,w], in grey levels but for beta; patients [n].
+    noise: the true Laplace scale of the phantoms' target. A map models patch inconsistency: that it
+    follows residual or noise is a finding, not a theorem. [n,1,h,w] in grey levels but for beta.
     """
     residual, scale = (translation - truth).abs(), expected_residual(alpha, beta)
     regions = {"whole": torch.ones_like(truth, dtype=torch.bool), "foreground": truth > FOREGROUND}
@@ -452,9 +441,9 @@ def draw_sparsification(path, metrics):
         ax.plot(curve["removed"], curve["oracle"], ":", color=style["color"])
     ax.set(xlabel="share of pixels removed", ylabel="mean residual of the rest [grey levels]")
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    save_figure(path, figure, "The pixels of largest scale are removed first. A good curve falls like "
-                "its oracle (dotted), which removes the largest residuals first. AUSE is the area "
-                "between the two, 0 at best.")
+    save_figure(path, figure, "The pixels of largest scale are removed first. A good curve falls "
+                "like its oracle (dotted), which removes the largest residuals first. AUSE is the "
+                "area between the two over the curve's first value, 0 at best.")
 
 
 def draw_reliability(path, metrics):
@@ -471,7 +460,7 @@ def draw_reliability(path, metrics):
         ax.set(xlabel="nominal coverage", ylabel="observed coverage", xlim=(0, 1), ylim=(0, 1),
                title=title)
         ax.legend(fontsize=8)
-    save_figure(path, figure, "How often an interval around the translation holds the truth, against "
+    save_figure(path, figure, "How often an interval around the translation holds the truth, and "
                 "how often it should. A good curve lies on the diagonal; below it the scale is too "
                 "small, above it too large. ECE is the mean distance from it.")
 
@@ -508,8 +497,8 @@ def judge(runs, slices, out, device):
                 judged, points[name] = judge_map(*parts, patients[chosen], noise)
                 row |= judged
                 scale = expected_residual(alpha[shown], beta[shown])
-                draw_residuals(out / f"fig6_8_{name}.png", x[shown], translation[shown], truth[shown],
-                               scale)
+                draw_residuals(out / f"fig6_8_{name}.png", x[shown], translations[name],
+                               truth[shown], scale)
     if not run.is_first():
         return None
     draw_psnr(out / "fig2_3_psnr.png", metrics)
@@ -532,20 +521,19 @@ def read_pictures(places):
         if by_name[path.stem] != path:
             run.fail(f"{path}: {by_name[path.stem]} has the same name, which would name both "
                      "translations; translate them in two calls.")
-    unread = f"{', '.join(places)}: no picture inside; files end in .png, .jpg, .tif or .npy."
-    found = False
+    bad = []
     for done, (name, path) in enumerate(by_name.items(), 1):
         run.progress(done, len(by_name), "translating")
         try:
             picture = read_grey(path)
         except ValueError as error:
-            unread = f"{error}"
-            print(f"skipped {error}", file=sys.stderr)
-            continue
-        found = True
-        yield name, picture
-    if not found:
-        run.fail(unread)
+            bad.append(error)
+        else:
+            yield name, picture
+    if len(bad) == len(by_name):
+        run.fail(str(bad[0]) if bad else
+                 f"{', '.join(places)}: no picture inside; files end in {', '.join(ENDINGS)}")
+    say_skipped(bad, len(by_name), "pictures")
 
 
 def own_size(values, shape):
@@ -574,7 +562,8 @@ def write_translations(pictures, runs, out, device):
             run.make_folder(folder)
             write_png(folder / f"{name}.png", own_size(translation, picture.shape))
             if trains_scale(config):
-                scale, packed = own_size(expected_residual(alpha, beta), picture.shape), io.BytesIO()
+                scale = own_size(expected_residual(alpha, beta), picture.shape)
+                packed = io.BytesIO()
                 np.save(packed, scale)
                 run.make_folder(out / which / "scale")
                 scales.append(out / which / "scale" / f"{name}.npy")
@@ -593,13 +582,14 @@ def write_translations(pictures, runs, out, device):
 def summary(judged):
     """One line about one map."""
     whole, halves = judged["correlation"]["whole"], judged["rescaled"]
-    line = f"ECE {judged['reliability']['ece']:.3f}, no c from one patient alone"
+    ece = f"{judged['reliability']['ece']:.3f}, no c from one patient alone"
     if halves:
-        line = f"ECE {halves['before']['ece']:.3f} -> {halves['after']['ece']:.3f} with c = {halves['c']:.3g}"
+        before, after = halves["before"]["ece"], halves["after"]["ece"]
+        ece = f"{before:.3f} -> {after:.3f} with c = {halves['c']:.3g}"
     image, pixel = (f"{two_digits(whole[f'pearson_{of}'])}/{two_digits(whole[f'spearman_{of}'])}"
                     for of in ("image", "pixel"))
     return (f"Pearson/Spearman of scale and residual {image} per image, {pixel} per pixel; "
-            f"AUSE {judged['sparsification']['ause']:.3f}; {line}")
+            f"AUSE {judged['sparsification']['ause']:.3f}; ECE {ece}")
 
 
 def evaluate_pairs(runs, slices, out, device):
@@ -642,7 +632,7 @@ def main():
     flag("runs", nargs="+", metavar="RUN", help="folders that train.py has written")
     flag("--data", metavar="DIR", help="folder, .h5 file or the word phantom (Sec. 4.1)")
     flag("--image", metavar="PATH", nargs="+", help="translate these pictures (Sec. 4.4)")
-    flag("--out", default="evaluation", metavar="DIR", help="for all that is written (Sec. 4.3)")
+    flag("--out", default="evaluation", metavar="DIR", help="for what is written; default: evaluation")
     flag("--device", help="cuda, cpu or mps; default: cuda where there is one, else cpu")
     parser.error = run.fail
     args = parser.parse_args()
@@ -654,12 +644,12 @@ def main():
         run.join_processes(device)
     runs = {Path(folder).resolve().name: load_run(folder, device) for folder in args.runs}
     if len(runs) < len(args.runs):
-        run.fail("two of the runs have the same folder name, which names their results; rename one.")
+        run.fail("two of the runs have the same folder name, which names their rows; rename one.")
     if args.image:
         return write_translations(read_pictures(args.image), runs, out, device)
     sizes = {config["size"] for _, config in runs.values()}
     if len(sizes) > 1:
-        run.fail(f"the runs were trained at different sizes, {sorted(sizes)}; compare runs of one size.")
+        run.fail(f"the runs have different sizes, {sorted(sizes)}; compare runs of one size.")
     slices = load(args.data, sizes.pop(), ("evaluation_input", "evaluation_target"))
     run.make_folder(out)
     if run.is_first():
