@@ -1,7 +1,7 @@
-"""Slices in, batches out (Sec. 4.1): two piles without pairs, and pairs to judge by.
+"""Slices in, batches out (Sec. 4.1): two piles, and pairs to judge by.
 
     python data.py                           looks at the built-in phantoms
-    python data.py ixi_slices/ --h5 ixi.h5   looks at a folder, packs it into a file
+    python data.py ixi_slices/ --h5 ixi.h5   looks at a folder and packs it
 
 DATA is one of these, slices being .png, .jpg, .tif or .npy:
 

@@ -3,13 +3,13 @@
     python evaluate.py runs/uapi runs/pi --data ixi_slices/ --out evaluation
     python evaluate.py runs/uapi --image slice.png folder/ --out translated
 
-The first judges runs on pairs: Table 1 and figures. Without pairs it translates.
+The first judges runs on pairs: Table 1, figures. Without pairs it translates.
 The second translates files and all files in folders. A translation lies in
 OUT/RUN/translation/NAME.png, its scale in OUT/RUN/scale/NAME.npy (grey levels)
 and NAME.png. OUT/scale.json holds the scale that is white in all such pictures.
 
 residual = |translation - truth|. The scale is the absolute residual that a map
-expects, E|r|: for Eq. 9 the Laplace scale G^sigma(x). For ugac, whose map is the
+expects, E|r|: for Eq. 9 the Laplace scale G^sigma(x). For ugac, whose map is
 alpha and beta of a density ~ exp(-(|r| / alpha)^beta), E|r| is shown, too. PI
 and every method with --lam 0 train no scale: none is drawn or judged.
 """
@@ -197,9 +197,9 @@ def write_table(rows, out):
     lines = [rows[0], ["---"] * len(rows[0]), *bold(rows)[1:]]
     markdown = "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
     sheet = io.StringIO()
-    csv.writer(sheet, lineterminator="\n").writerows(rows)
+    csv.writer(sheet).writerows(rows)
     for name, text in (("table1.md", markdown), ("table1.csv", sheet.getvalue())):
-        run.replace_file(out / name, lambda place: place.write_text(text))
+        run.replace_file(out / name, lambda place: place.write_text(text, newline=""))
     return markdown
 
 
@@ -228,7 +228,7 @@ def draw_psnr(path, metrics):
     ax.set_ylabel("PSNR [dB]")
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     save_figure(path, figure, "Higher is better. A good curve lies well above the dotted one and "
-                "falls little with noise: GNk is Gaussian noise of k %, IPk means k % random pixels.")
+                "falls little with noise: GNk is Gaussian noise of k %, IPk has k % random pixels.")
 
 
 def six_of(n):
@@ -632,7 +632,7 @@ def main():
     flag("runs", nargs="+", metavar="RUN", help="folders that train.py has written")
     flag("--data", metavar="DIR", help="folder, .h5 file or the word phantom (Sec. 4.1)")
     flag("--image", metavar="PATH", nargs="+", help="translate these pictures (Sec. 4.4)")
-    flag("--out", default="evaluation", metavar="DIR", help="for what is written; default: evaluation")
+    flag("--out", default="evaluation", metavar="DIR", help="default: evaluation (Sec. 4.3)")
     flag("--device", help="cuda, cpu or mps; default: cuda where there is one, else cpu")
     parser.error = run.fail
     args = parser.parse_args()
