@@ -224,7 +224,8 @@ def wanted(path, which):
     """What a place must hold inside and what it does hold: half of an error's sentence."""
     layouts = "input/ and target/, or trainA/ and trainB/"
     if which == "evaluation_input":
-        layouts = "evaluation/NAME_input.png and NAME_target.png, or testA/ and testB/"
+        layouts = ("evaluation/NAME_input.png and NAME_target.png, or testA/ and testB/ (single "
+                   "pictures: evaluate.py --image)")
     there = sorted(p.name for p in path.iterdir()) if os.path.isdir(path) else [f"no {which}"]
     more = f" and {len(there) - 6} more" if len(there) > 6 else ""
     return (f"{layouts}, inside; found: {', '.join(there[:6]) or 'nothing'}{more} "
