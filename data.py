@@ -222,14 +222,14 @@ def load(data, size, sets=SETS):
 
 def wanted(path, which):
     """What a place must hold inside and what it does hold: half of an error's sentence."""
-    layouts = "input/ and target/, or trainA/ and trainB/"
+    layouts, hint = "input/ and target/, or trainA/ and trainB/", ""
     if which == "evaluation_input":
-        layouts = ("evaluation/NAME_input.png and NAME_target.png, or testA/ and testB/ (single "
-                   "pictures: evaluate.py --image)")
+        layouts = "evaluation/NAME_input.png and NAME_target.png, or testA/ and testB/"
+        hint = "; a plain folder of pictures: evaluate.py --image"
     there = sorted(p.name for p in path.iterdir()) if os.path.isdir(path) else [f"no {which}"]
     more = f" and {len(there) - 6} more" if len(there) > 6 else ""
     return (f"{layouts}, inside; found: {', '.join(there[:6]) or 'nothing'}{more} "
-            f"(files end in {', '.join(ENDINGS)})")
+            f"(files end in {', '.join(ENDINGS)}{hint})")
 
 
 def images_in(folder):

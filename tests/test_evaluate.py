@@ -331,7 +331,7 @@ def test_figures_6_and_8_show_residual_and_scale_last_and_as_maps():
     assert titles == ["input", "translation", "truth", "residual", "scale"] and maps == 2
     columns = x, translation, truth, (translation - truth).abs(), scale
     for column, expected, title in zip(zip(*rows), columns, titles, strict=True):
-        assert torch.equal(torch.stack(column), expected), f"{title}: the column shows another thing"
+        assert torch.equal(torch.stack(column), expected), f"{title}: the column shows other values"
 
 
 def test_pi_and_runs_with_lam_0_are_judged_without_a_scale():
