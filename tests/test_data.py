@@ -709,15 +709,20 @@ def nonlinear(x):
     return x ** 3, 0.1 + x ** 2
 
 
-@pytest.mark.parametrize("with_scale", (True, False))
-def test_samples_show_both_sides_of_patch_invariance_their_residual_and_the_scale(tmp_path,
-                                                                                  with_scale):
+def of_ugac(x):
+    return *nonlinear(x), 1 + 0 * x
+
+
+@pytest.mark.parametrize("G, with_scale", ((nonlinear, True), (nonlinear, False), (of_ugac, True)))
+def test_samples_show_both_sides_of_patch_invariance_their_residual_and_the_scale(
+        tmp_path, G, with_scale):
     shown, slices = {}, data.phantoms(64, subjects=1, slices=6)
 
     def grid(path, rows, titles, maps, caption, square):
         shown.update(path=path, rows=rows, titles=titles, maps=maps, square=square)
     with replaced.object(data, "picture_grid", grid):
-        data.draw_samples(tmp_path / "new" / "a.png", nonlinear, slices, "cpu", with_scale)
+        data.draw_samples(tmp_path / "new" / "a.png", G, slices, "cpu", with_scale)
+    with_scale = with_scale and G is nonlinear  # ugac's alpha and beta say nothing of patches
     chosen = [1, 3, 5]
     x = data.to_unit(torch.from_numpy(slices.evaluation_input[chosen]).unsqueeze(1))
     phi = Phi(*(torch.full((3,), value) for value in (44, 10, 10)))  # 0.7 of 64, in the middle
