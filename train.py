@@ -25,8 +25,8 @@ from losses import critic_loss, critic_slope, generator_loss
 from nets import Critic, UNet, check_size
 from patch_op import patch, sample_phi
 
-SMOKE = dict(data="phantom", size=64, width=8, critic_width=16, batch=4, critic_steps=2,
-             lr_g=1e-3, lr_c=5e-4, updates=150, out="runs/smoke")
+SMOKE = dict(data="phantom", size=64, width=8, critic_width=16, batch=4, critic_steps=4,
+             lr_g=1e-3, lr_c=5e-4, updates=450, out="runs/smoke")
 
 
 # ---------------------------------------------------------------- settings
