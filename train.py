@@ -11,6 +11,7 @@ before it: a line and a save per 1 % of the run, a picture per 10 %, all at upda
 """
 import argparse
 import math
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -264,7 +265,7 @@ def dry_run(config, slices):
 def main():
     config, checkpoint, dry = read_settings()
     folder = Path(config["out"])
-    if not checkpoint and not dry and any((folder / name).exists() for name in run.CHECKPOINTS):
+    if not checkpoint and not dry and any(os.path.exists(folder / name) for name in run.CHECKPOINTS):
         run.fail(f"{folder}: already holds a run; go on with --resume {folder}, or choose another --out.")
     run.reuse_freed_memory()
     run.join_processes(config["device"])
