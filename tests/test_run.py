@@ -171,43 +171,51 @@ def test_curves_show_every_run_and_their_height_is_that_of_the_last_nine_tenths(
     assert panels[0].get_ylim() == (0, pytest.approx(1.05 / 4 + 1e-3))  # of step 4 on
 
 
-def test_samples_show_the_two_patches_that_eq_6_compares_beside_their_residual_and_scale():
-    torch.manual_seed(1)
-    G, slices, shown = nets.UNet(width=1), tiny_slices(), []
+def drawn_samples(G, slices, with_scale):
+    shown = []
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(
             data, "picture_grid", lambda path, rows, titles: shown.append((rows, titles))):
-        for with_scale in (True, False):
-            data.draw_samples(Path(folder, "a.png"), G, slices, "cpu", with_scale)
+        data.draw_samples(Path(folder, "a.png"), G, slices, "cpu", with_scale)
+    (rows, titles), = shown
+    return rows, titles
+
+
+def test_samples_show_the_two_patches_that_eq_6_compares_beside_their_residual_and_scale():
+    torch.manual_seed(1)
+    G, slices, chosen = nets.UNet(width=1), tiny_slices(), [0, 0, 1, 1]  # four of two
     titles = ["input x", "P(x)", "translation G(x)", "a = P(G(x))", "b = G(P(x))", "truth",
               "residual |a - b|", "scale of P(x)"]
-    assert [found for _, found in shown] == [titles, titles[:-1]]
-    chosen = [0, 0, 1, 1]  # four of two
     x = data.to_unit(torch.from_numpy(slices.evaluation_input[chosen]).unsqueeze(1))
     phi = Phi(*(torch.full((4,), value) for value in (44, 10, 10)))  # 0.7 of 64, in the middle
-    with torch.no_grad():
-        image, (b, scale) = G(x)[0], G(patch(x, phi))
-    a = patch(image, phi)
-    for n in range(4):
-        *seen, (residual, top), (spread, same_top) = shown[0][0][n]
-        expected = [x[n], patch(x, phi)[n], image[n], a[n], b[n]]
-        for cell, value, title in zip(seen, expected, titles):
-            assert torch.allclose(cell, 127.5 * (value + 1), atol=1e-3), title
-        assert np.array_equal(seen[5], slices.evaluation_target[chosen[n]])
-        assert torch.allclose(residual, 127.5 * (a - b).abs()[n], atol=1e-3), "Eq. 6: |a - b|"
-        assert torch.allclose(spread, 127.5 * scale[n], atol=1e-3), "Eq. 9: G^sigma(P(x))"
-        assert top == same_top == pytest.approx(max(residual.max(), spread.max()).item())
-        alone, alone_top = shown[1][0][n][-1]
-        assert torch.equal(alone, residual) and alone_top == pytest.approx(residual.max().item())
+    larger = set()
+    for bias in (0, -100):  # the scale of the start, and the smallest there is
+        with torch.no_grad():
+            G.scale_out.bias += bias
+            image, (b, scale) = G(x)[0], G(patch(x, phi))
+        a = patch(image, phi)
+        rows, found = drawn_samples(G, slices, with_scale=True)
+        assert found == titles
+        for n in range(4):
+            *seen, (residual, top), (spread, same_top) = rows[n]
+            expected = [x[n], patch(x, phi)[n], image[n], a[n], b[n]]
+            for cell, value, title in zip(seen, expected, titles):
+                assert torch.allclose(cell, 127.5 * (value + 1), atol=1e-3), title
+            assert np.array_equal(seen[5], slices.evaluation_target[chosen[n]])
+            assert torch.allclose(residual, 127.5 * (a - b).abs()[n], atol=1e-3), "Eq. 6: |a - b|"
+            assert torch.allclose(spread, 127.5 * scale[n], atol=1e-3), "Eq. 9: G^sigma(P(x))"
+            assert top == same_top == pytest.approx(max(residual.max(), spread.max()).item())
+            larger.add(bool(residual.max() > spread.max()))
+    assert larger == {True, False}
+    rows, found = drawn_samples(G, slices, with_scale=False)
+    assert found == titles[:-1]
+    assert all(row[-1][1] == pytest.approx(row[-1][0].max().item()) for row in rows)
 
 
 def test_samples_without_pairs_show_input_slices_and_no_truth():
-    shown, slices = [], tiny_slices()
+    slices = tiny_slices()
     slices = slices._replace(evaluation_input=slices.evaluation_input[:0],
                              evaluation_target=slices.evaluation_target[:0])
-    with tempfile.TemporaryDirectory() as folder, mock.patch.object(
-            data, "picture_grid", lambda path, rows, titles: shown.append((rows, titles))):
-        data.draw_samples(Path(folder, "a.png"), ToyG(1), slices, "cpu", True)
-    (rows, titles), = shown
+    rows, titles = drawn_samples(ToyG(1), slices, with_scale=True)
     assert "truth" not in titles and {len(row) for row in rows} == {7}
     for row, k in zip(rows, (0, 1, 3, 4), strict=True):  # four of six
         assert np.allclose(row[0].squeeze(), slices.input[k], atol=1e-3)
@@ -289,7 +297,7 @@ def test_processes_share_every_batch_without_gap_or_overlap():
         with as_process(rank, 3):
             shares.append(run.my_share(x, phi))
     assert torch.equal(torch.cat([share[0] for share in shares]), x)
-    assert all(type(share[1]) is Phi and len(share[0]) == 2 for share in shares)
+    assert all(type(share[1]) is type(phi) and len(share[0]) == 2 for share in shares)
     assert equal([torch.cat(part) for part in zip(*(share[1] for share in shares))], list(phi))
 
 
@@ -324,7 +332,26 @@ def test_bf16_is_for_layers_and_only_where_asked_for():
             assert layer(x).dtype is kind
 
 
-# ---------------------------------------------------------------- what is never saved
+# ---------------------------------------------------------------- what is saved, and what never
+
+def test_a_checkpoint_holds_all_that_an_update_changes_or_draws_from():
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        with replaced(UNet=ToyG, Critic=ToyF):
+            state = trained(folder, method="released", updates=1)
+        saved = run.load_checkpoint(folder)
+        before, after = [(folder / name).exists() for name in run.CHECKPOINTS[::-1]]
+        run.save(folder, TINY, 2, run.started(0), state)
+        older = torch.load(folder / "checkpoint_before.pt", weights_only=True)
+    assert saved.keys() == run.CONTENTS and (before, after) == (False, True)
+    networks = {**state.theta, **state.omega}
+    assert equal(saved["networks"], {k: dict(v.state_dict()) for k, v in networks.items()})
+    assert equal(saved["streams"], {k: v.get_state() for k, v in state.streams.items()})
+    for name in ("opt_G", "opt_f"):
+        assert equal(saved[name], getattr(state, name).state_dict()), name
+    assert equal(saved["history"], state.history) and len(saved["history"]) == 4
+    assert saved["step"] == 1 and saved["seconds"] > 0 and equal(saved, older)
+
 
 def test_weights_beyond_all_use_are_never_saved():
     """No run could go on from weights of 1e30 or NaN; the sentence names the way that exists."""
