@@ -25,7 +25,8 @@ from torch import distributed
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 CHECKPOINTS = ("checkpoint.pt", "checkpoint_before.pt")
-CONTENTS = {"config", "step", "seconds", "history", "networks", "opt_G", "opt_f", "streams"}
+CONTENTS = {"config": dict, "step": int, "seconds": float, "history": dict, "networks": dict,
+            "opt_G": dict, "opt_f": dict, "streams": dict}
 DAMAGE = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
           ArithmeticError, MemoryError, RuntimeError, struct.error, pickle.UnpicklingError,
           zipfile.BadZipFile)  # what reading a damaged or foreign checkpoint can raise
@@ -177,7 +178,9 @@ def log(folder, config, step, started, **values):
 
 
 def read_log(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    """The rows of log.jsonl, but for a last line that a killed run has cut short."""
+    lines = (folder / "log.jsonl").read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def draw_curves(folders, path):
@@ -239,8 +242,8 @@ def load_checkpoint(folder, check_settings=lambda config: None, device="cpu"):
                 if odd or archive.testzip():
                     raise ValueError("checksums do not agree")
             checkpoint = torch.load(path, map_location=device, weights_only=True)
-            if not CONTENTS <= checkpoint.keys():
-                raise ValueError("contents are missing")
+            if any(type(checkpoint[name]) is not kind for name, kind in CONTENTS.items()):
+                raise ValueError("contents are of another type")
             check_settings(checkpoint["config"])
         except (FileNotFoundError, NotADirectoryError):
             faults.append(f"{path}: no such checkpoint; give the folder of a run of train.py")
@@ -262,7 +265,8 @@ def load_states(parts, states):
             load(states[name])
         except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
             fail(f"the checkpoint's {name} does not fit --method, --width and --critic-width "
-                 f"({type(error).__name__}); give those of the run that wrote it.")
+                 f"({type(error).__name__}); with --init give those of the run that wrote it, "
+                 "else the file was changed by hand.")
 
 
 # ---------------------------------------------------------------- how a run begins and ends
@@ -363,16 +367,17 @@ def main():
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders that train.py has written")
     parser.error = fail
     folders = [Path(folder) for folder in parser.parse_args().runs]
+    names = ("data", "method", "size", "lam", "seed", "updates")
     for folder in folders:
-        checkpoint = load_checkpoint(folder)
-        config, step = checkpoint["config"], checkpoint["step"]
-        names = ("data", "method", "size", "lam", "seed")
-        print(f"{folder}: " + ", ".join(f"{name} {config[name]}" for name in names))
-        print(f"  checkpoint whole, update {step} of {config['updates']}")
+        checkpoint = load_checkpoint(folder, lambda config: [config[name] for name in names])
         try:
-            last = read_log(folder)[-1]
-        except (OSError, ValueError, LookupError):
+            rows = read_log(folder)
+            last = [{**row, "step": row["step"], "slope": row["slope"]} for row in rows][-1]
+        except (OSError, ValueError, LookupError, TypeError):
             fail(f"{folder}/log.jsonl: is missing, empty or damaged; give the folder of a run.")
+        print(f"{folder}: " + ", ".join(f"{name} {checkpoint['config'][name]}" for name in names))
+        step, n_updates = checkpoint["step"], checkpoint["config"]["updates"]
+        print(f"  can go on from update {step} of {n_updates}, whose checkpoint is whole")
         values = (f"{name} {value:.4g}" for name, value in last.items() if value is not None)
         print("  last line: " + "  ".join(values))
     draw_curves(folders, Path("curves.png"))

@@ -12,6 +12,7 @@ and all of them at updates 1, 10 and 100, too.
 """
 import argparse
 import math
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -257,7 +258,8 @@ def dry_run(config, slices):
 def main():
     config, checkpoint, dry = read_settings()
     folder = Path(config["out"])
-    if not checkpoint and not dry and any((folder / name).exists() for name in run.CHECKPOINTS):
+    exists = [os.path.exists(folder / name) for name in run.CHECKPOINTS]  # False for odd names
+    if any(exists) and not checkpoint and not dry:
         run.fail(f"{folder}: already holds a run; go on with --resume {folder}, or choose another "
                  "--out.")
     run.reuse_freed_memory()
@@ -278,6 +280,9 @@ def main():
         elif config["init"]:
             networks = run.load_checkpoint(config["init"], check_settings)["networks"]
             run.load_states({**state.theta, **state.omega}, networks)
+            if networks.keys() != {*state.theta, *state.omega}:  # cyclegan's would fit uapi's
+                run.fail(f"--init {config['init']}: its method trains {', '.join(networks)}, not the "
+                         f"networks of --method {config['method']}; give a run of the same networks.")
         run.begin(folder, config, checkpoint)
         loop = train if config["method"] in ("pi", "uapi") else baselines.train
         with run.stop_requests() as requests:
