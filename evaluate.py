@@ -1,23 +1,24 @@
 """How good is a translation, and does it know where it is wrong? (Sec. 4.2-4.5)
 
-    python evaluate.py RUN [RUN ...] --data DIR --out DIR     Table 1, metrics.json and the figures
-    python evaluate.py RUN --image FILE --out DIR             translates one picture
+    python evaluate.py runs/uapi runs/pi --data ixi_slices/ --out evaluation
+    python evaluate.py runs/uapi --image slice.png folder/ --out translated
 
-metrics.json: {"runs": {RUN: {"method", "scenarios": {"GN0": {"ssim", "psnr", ...}, ...}, "pcc_image", "pcc_pixel",
-"uncertainty"}}, "copy_input": {"GN0": {...}, ...}}, SSIM times 100 as in Table 1, PSNR in dB; null: undefined or infinite.
-copy_input is the row of a "method" that returns its input: a run that does not beat it has learned nothing. "uncertainty",
-for runs with a map, on GN0 and at most 512 images: "correlation" with the absolute residual |r| (Sec. 4.5), and beyond the
-paper "sparsification", "reliability", "rescaled" and on phantoms "noise", each explained at the function of its name.
+The first judges runs on pairs: Table 1, figures. Without pairs it translates.
+The second translates files and all files in folders. A translation lies in
+OUT/RUN/translation/NAME.png, its scale in OUT/RUN/scale/NAME.npy (grey levels)
+and NAME.png. OUT/scale.json holds the scale that is white in all such pictures.
 
-A map is alpha and beta of the density ~ exp(-(|r| / alpha)^beta), UGAC's; beta = 1 is Eq. 9's Laplace density, alpha its
-scale. So that they can be compared, maps are shown and correlated as the absolute residual that they expect, in grey levels.
+residual = |translation - truth|. The scale is the absolute residual that a map
+expects, E|r|: for Eq. 9 the Laplace scale G^sigma(x). For ugac, whose map is
+alpha and beta of a density ~ exp(-(|r| / alpha)^beta), E|r| is shown, too. PI
+and every method with --lam 0 train no scale: none is drawn or judged.
 """
 import argparse
 import csv
-import functools
 import io
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -29,25 +30,34 @@ from torch.nn import functional as F
 
 import run
 from baselines import make_generator, trains_scale
-from data import draw_samples, fit, load, patient, picture_grid, read_grey, to_unit
-from run import fail, is_first, make_folder, progress, replace_file
+from data import (ENDINGS, draw_samples, fit, images_in, load, patient, picture_grid, read_grey,
+                  save_figure, say_skipped, to_unit)
 from train import check_settings
 
+METRICS = """metrics.json, null for undefined or infinite:
+  {"runs": {RUN: {"method", "scenarios": {"GN0": {"ssim", "psnr", ...}, ...},
+                  "pcc_image", "pcc_pixel", "uncertainty"}},
+   "copy_input": {"GN0": {...}, ...}}
+SSIM times 100, PSNR in dB. "copy_input" returns its input: a run that does not
+beat it has learned nothing. "uncertainty", of runs with a scale, on GN0 and at
+most 512 images: "correlation" with the residual (Sec. 4.5). Beyond the paper:
+"sparsification", "reliability", "rescaled", on phantoms "noise". evaluate.py
+explains each at the function of its name."""
 SCENARIOS = ("GN0", "GN5", "GN10", "GN20", "IP2", "IP5", "IP10")
 BATCH = 32
-FOREGROUND = 25.5  # a truth above 10 % of the range: air and bone are dark, trivially right and sure, and inflate correlations
+FOREGROUND = 25.5  # truth above 10 % of the range; air is trivially right, inflates correlations
 LEVELS = torch.arange(1, 20, dtype=torch.float64) / 20
 
 
-# ---------------------------------------------------------------- Sec. 4.2: metrics and perturbations
+# ---------------------------------------------------------------- Sec. 4.2: metrics
 
 def psnr(a, b, data_range=255.0):
     """Peak signal-to-noise ratio of each image (Sec. 4.2).
 
     PSNR = 10 log10( data_range^2 / mean_j (a_j - b_j)^2 )
 
-    a, b [n,1,h,w] in [0,data_range] -> [n] in dB, infinite where a = b. Average it over images afterwards; the released
-    code pools the squared error over all images first, which is another number.
+    a, b [n,1,h,w] in [0,data_range] -> [n] in dB, infinite where a = b. Average it over images
+    afterwards. The released code pools the squared error over all images: another number.
     """
     return 10 * torch.log10(data_range ** 2 / (a - b).square().mean(dim=(1, 2, 3)))
 
@@ -55,10 +65,12 @@ def psnr(a, b, data_range=255.0):
 def ssim(a, b, data_range=255.0):
     """Structural similarity of each image (Sec. 4.2, Wang et al. 2004).
 
-    SSIM = mean over windows of (2 mu_a mu_b + C1)(2 cov_ab + C2) / ((mu_a^2 + mu_b^2 + C1)(var_a + var_b + C2)),
-    C1 = (0.01 data_range)^2, C2 = (0.03 data_range)^2, windows Gaussian, 11x11, sigma 1.5, wholly inside the image
+    SSIM = mean over windows of  (2 mu_a mu_b + C1) (2 cov_ab + C2)
+                                 / ( (mu_a^2 + mu_b^2 + C1) (var_a + var_b + C2) ),
+    C1 = (0.01 data_range)^2, C2 = (0.03 data_range)^2
 
-    a, b [n,1,h,w] in [0,data_range], h, w >= 11 -> [n] in [-1,1]. The released code lets 7x7x7 windows cross images.
+    a, b [n,1,h,w] in [0,data_range], h, w >= 11 -> [n] in [-1,1]. Windows: Gaussian, 11x11, sigma
+    1.5, wholly inside the image. The released code lets 7x7x7 windows cross images.
     """
     t = torch.arange(-5, 6, dtype=a.dtype, device=a.device)
     window = torch.exp(-t ** 2 / (2 * 1.5 ** 2))
@@ -69,17 +81,21 @@ def ssim(a, b, data_range=255.0):
 
     C1, C2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
     mu_a, mu_b = mean(a), mean(b)
-    var_a, var_b, cov = mean(a * a) - mu_a ** 2, mean(b * b) - mu_b ** 2, mean(a * b) - mu_a * mu_b
-    similarity = (2 * mu_a * mu_b + C1) * (2 * cov + C2) / ((mu_a ** 2 + mu_b ** 2 + C1) * (var_a + var_b + C2))
+    var_a, var_b = mean(a * a) - mu_a ** 2, mean(b * b) - mu_b ** 2
+    cov = mean(a * b) - mu_a * mu_b
+    similarity = (2 * mu_a * mu_b + C1) * (2 * cov + C2)
+    similarity = similarity / ((mu_a ** 2 + mu_b ** 2 + C1) * (var_a + var_b + C2))
     return similarity.mean(dim=(1, 2, 3))
 
+
+# ---------------------------------------------------------------- Sec. 4.2: test scenarios
 
 def perturb(x, scenario, generator=None):
     """A test scenario of Sec. 4.2, on grey levels.
 
-    GNk: clip(x + N(0, (k/100 * 255)^2), 0, 255).   IPk: each pixel, with probability k/100, becomes U[0,255].
+    GNk: clip(x + N(0, (k/100 * 255)^2), 0, 255).   IPk: with probability k/100 a pixel is U[0,255].
 
-    x [n,1,h,w] in [0,255] -> same shape and range; GN0 returns x. ValueError for any other name.
+    x [n,1,h,w] in [0,255] -> same shape and range; GN0 returns x. ValueError for another name.
     """
     if scenario not in SCENARIOS:
         raise ValueError(f"scenario {scenario}: choose one of {', '.join(SCENARIOS)}.")
@@ -94,14 +110,14 @@ def perturb(x, scenario, generator=None):
 
 
 def perturb_all(images, scenario):
-    """uint8 [n,h,w] -> float32 [n,1,h,w], every image from a seed of its own: the same noise for every method, whatever
-    the batch."""
-    x = torch.from_numpy(images).float().unsqueeze(1)
-    seeds = (100_000 * SCENARIOS.index(scenario) + i for i in range(len(x)))
-    return torch.cat([perturb(x[i:i + 1], scenario, torch.Generator().manual_seed(s)) for i, s in enumerate(seeds)])
+    """uint8 [n,h,w] -> float32 [n,1,h,w], every image from a seed of its own: the same noise for
+    every method, whatever the batch."""
+    first, x = 100_000 * SCENARIOS.index(scenario), torch.from_numpy(images).float().unsqueeze(1)
+    return torch.cat([perturb(image, scenario, torch.Generator().manual_seed(first + i))
+                      for i, image in enumerate(x.split(1))])
 
 
-# ---------------------------------------------------------------- a run
+# ---------------------------------------------------------------- a run and its translations
 
 def load_run(folder, device):
     """RUN/ -> its generator and its settings."""
@@ -114,39 +130,130 @@ def load_run(folder, device):
 
 @torch.no_grad()
 def translate(G, x, device):
-    """x [n,1,d,d] in grey levels -> image in [0,255] and alpha, in grey levels, and beta, 1 where G has two heads, on the CPU.
-    Under torchrun each process takes every N-th batch, and all get everything."""
-    rank, count = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+    """x [n,1,d,d] in grey levels -> translation in [0,255] and alpha, in grey levels, and beta, 1
+    where G has two heads; on the CPU. Under torchrun each of N processes takes every N-th batch,
+    and all get everything."""
+    rank, count = 0, 1
+    if distributed.is_initialized():
+        rank, count = distributed.get_rank(), distributed.get_world_size()
     batches = x.split(BATCH)
-    done = [[[part.cpu() for part in G(to_unit(batch.to(device)))] for batch in batches[rank::count]]] * count
+    mine = [[part.cpu() for part in G(to_unit(batch.to(device)))] for batch in batches[rank::count]]
+    shares = [mine] * count
     if count > 1:
-        distributed.all_gather_object(done, done[rank])
-    image, alpha, *beta = (torch.cat(parts) for parts in zip(*(done[k % count][k // count] for k in range(len(batches)))))
-    return 127.5 * image + 127.5, 127.5 * alpha, beta[0] if beta else torch.ones(()).expand_as(alpha)
+        distributed.all_gather_object(shares, mine)
+    outputs = [shares[k % count][k // count] for k in range(len(batches))]
+    translation, alpha, *beta = [torch.cat(parts) for parts in zip(*outputs)]
+    beta = beta[0] if beta else torch.ones(()).expand_as(alpha)
+    return 127.5 * translation + 127.5, 127.5 * alpha, beta
 
 
-def score(image, truth, patients, device="cpu"):
-    """SSIM x 100 and PSNR: mean over images, as in Table 1, and mean and standard deviation over the patients' means."""
-    row, batches = {}, [(a.to(device), b.to(device)) for a, b in zip(image.split(BATCH), truth.split(BATCH))]
+# ---------------------------------------------------------------- Sec. 4.3: Table 1
+
+def score(translation, truth, patients, device="cpu"):
+    """SSIM x 100 and PSNR: mean over images, as in Table 1, and mean and standard deviation over
+    the patients' means."""
+    row = {}
     for name, metric, unit in (("ssim", ssim, 100), ("psnr", psnr, 1)):
-        values = unit * torch.cat([metric(a, b).double().cpu() for a, b in batches]).numpy()
-        people = torch.tensor([values[patients == who].mean() for who in np.unique(patients)])
-        row |= {name: float(values.mean()), f"{name}_patients_mean": float(people.mean()),
-                f"{name}_patients_sd": float(people.std()) if len(people) > 1 else 0.0}
+        batches = zip(translation.split(BATCH), truth.split(BATCH))
+        values = [metric(a.to(device), b.to(device)).double().cpu() for a, b in batches]
+        values = unit * torch.cat(values).numpy()
+        means = torch.tensor([values[patients == who].mean() for who in np.unique(patients)])
+        row[name] = float(values.mean())
+        row[f"{name}_patients_mean"] = float(means.mean())
+        row[f"{name}_patients_sd"] = float(means.std()) if len(means) > 1 else 0.0
     return row
 
 
-# ---------------------------------------------------------------- Sec. 4.5 and beyond: does it know where it is wrong?
+def scores_of(metrics):
+    scores = {name: judged["scenarios"] for name, judged in metrics["runs"].items()}
+    return scores | {"copy of the input": metrics["copy_input"]}
+
+
+def table(metrics):
+    """metrics -> rows of Table 1, header first: run, then SSIM/PSNR of each scenario."""
+    rows = [["run", *SCENARIOS]]
+    for name, row in scores_of(metrics).items():
+        rows.append([name, *(f"{row[s]['ssim']:.2f}/{row[s]['psnr']:.2f}" for s in SCENARIOS)])
+    return rows
+
+
+def bold(rows):
+    """table() with each column's best SSIM and PSNR, as printed, in bold where runs compete."""
+    competing = range(1, len(rows) - 1)  # the last row is the input's copy
+    if len(competing) < 2:
+        return rows
+    marked = [list(row) for row in rows]
+    for column in range(1, len(rows[0])):
+        cells = {k: rows[k][column].split("/") for k in competing}
+        best = [max(map(float, numbers)) for numbers in zip(*cells.values())]
+        for k, cell in cells.items():
+            cell = [f"**{n}**" if float(n) == top else n for n, top in zip(cell, best)]
+            marked[k][column] = "/".join(cell)
+    return marked
+
+
+def write_table(rows, out):
+    """table1.md and table1.csv; -> the markdown."""
+    lines = [rows[0], ["---"] * len(rows[0]), *bold(rows)[1:]]
+    markdown = "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+    sheet = io.StringIO()
+    csv.writer(sheet).writerows(rows)
+    for name, text in (("table1.md", markdown), ("table1.csv", sheet.getvalue())):
+        run.replace_file(out / name, lambda place: place.write_text(text, newline=""))
+    return markdown
+
+
+# ---------------------------------------------------------------- Sec. 4.4: Figures 2-5
+
+def panels(count, width, height):
+    """-> a figure of panels side by side, each of that size in inches, and its axes."""
+    figure = Figure(figsize=(width * count, height), layout="constrained")
+    return figure, figure.subplots(1, count, squeeze=False)[0]
+
+
+def line_style(metrics, name):
+    """A row's colour and marker, the same in every figure."""
+    if name not in metrics["runs"]:
+        return {"color": "black", "marker": "x", "linestyle": ":"}
+    k = list(metrics["runs"]).index(name)
+    return {"color": f"C{k % 10}", "marker": "osD^v<>P*"[k % 9], "markersize": 5}
+
+
+def draw_psnr(path, metrics):
+    """Figures 2 and 3: PSNR over the seven scenarios."""
+    figure, (ax,) = panels(1, 9, 5)
+    for name, row in scores_of(metrics).items():
+        values = [row[s]["psnr"] for s in SCENARIOS]
+        ax.plot(SCENARIOS, values, label=name, **line_style(metrics, name))
+    ax.set_ylabel("PSNR [dB]")
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    save_figure(path, figure, "Higher is better. A good curve lies well above the dotted one and "
+                "falls little with noise: GNk is Gaussian noise of k %, IPk has k % random pixels.")
+
+
+def six_of(n):
+    """The numbers of six images out of n, evenly spread."""
+    return np.linspace(0, n - 1, 6).round().astype(int)
+
+
+def draw_translations(path, x, translations, truth=None):
+    """Figure 4, and without truth Figure 5. [6,1,d,d] each; translations: by the run's name."""
+    columns = {"input": x, **translations} | ({} if truth is None else {"truth": truth})
+    picture_grid(path, list(zip(*columns.values())), list(columns), caption="A good translation "
+                 "has the input's anatomy, down to small structures, and the target's contrast.")
+
+
+# ---------------------------------------------------------------- Sec. 4.5: scale and residual
 
 def random_images(n):
-    """At most 512 of n images at random, always the same: as many as Sec. 4.5 takes, and as fit into memory at 256x256."""
+    """512 of n images, or all, in random order, always the same: as many as Sec. 4.5 takes."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(0))[:512].numpy()
 
 
 def expected_residual(alpha, beta):
-    """The absolute residual that a map expects.
+    """The scale of every method's map: the absolute residual that it expects.
 
-    E|r| = alpha exp( lgamma(2/beta) - lgamma(1/beta) ),   alpha itself at beta = 1
+    E|r| = alpha exp( lgamma(2/beta) - lgamma(1/beta) ),   alpha itself at beta = 1: Eq. 9
 
     alpha > 0 in grey levels and beta > 0, one shape -> the same shape, in grey levels.
     """
@@ -154,7 +261,7 @@ def expected_residual(alpha, beta):
 
 
 def pearson(u, v):
-    """Pearson correlation of two lists of numbers (Sec. 4.5), in [-1,1]; None where one of them is constant or empty."""
+    """Pearson correlation of two lists (Sec. 4.5), in [-1,1]; None for constant or empty ones."""
     u, v = (torch.as_tensor(w, dtype=torch.float64).flatten() for w in (u, v))
     if not len(u) or u.min() == u.max() or v.min() == v.max():
         return None
@@ -163,7 +270,7 @@ def pearson(u, v):
 
 
 def ranks(v):
-    """v, any shape -> each number's place in the sorted list, from 1, float64; equal numbers share the mean of their places."""
+    """Each number's place in the sorted list, from 1; equal numbers share the mean of theirs."""
     _, group, count = torch.unique(torch.as_tensor(v), return_inverse=True, return_counts=True)
     return (count.cumsum(0) - (count.double() - 1) / 2)[group]
 
@@ -173,62 +280,98 @@ def spearman(u, v):
     return pearson(ranks(u), ranks(v))
 
 
-def correlate(residual, expected, inside):
-    """Sec. 4.5: does the map follow the absolute residual, from image to image (means over their pixels) and pixel by pixel?
+def correlate(residual, scale, inside):
+    """Sec. 4.5: does the scale follow the residual, from image to image (means over their pixels)
+    and pixel by pixel?
 
-    residual, expected [n,1,h,w] in grey levels; inside [n,1,h,w], True where a pixel counts -> four numbers in [-1,1] or None.
+    residual, scale [n,1,h,w] in grey levels; inside [n,1,h,w], True where a pixel counts -> four
+    numbers in [-1,1] or None.
     """
     area = inside.sum(dim=(1, 2, 3))
-    images = [(v * inside).sum(dim=(1, 2, 3), dtype=torch.float64)[area > 0] / area[area > 0] for v in (residual, expected)]
-    pixels = residual[inside], expected[inside]
+    residual_sum, scale_sum = ((v * inside).sum(dim=(1, 2, 3), dtype=torch.float64)
+                               for v in (residual, scale))
+    images = (residual_sum / area)[area > 0], (scale_sum / area)[area > 0]
+    pixels = residual[inside], scale[inside]
     return {"pearson_image": pearson(*images), "spearman_image": spearman(*images),
             "pearson_pixel": pearson(*pixels), "spearman_pixel": spearman(*pixels)}
 
 
+def draw_residuals(path, x, translation, truth, scale):
+    """Figures 6 and 8: where the residual is and where the scale says it is. [6,1,d,d] each."""
+    rows = list(zip(x, translation, truth, (translation - truth).abs(), scale))
+    picture_grid(path, rows, ["input", "translation", "truth", "residual", "scale"], 2,
+                 "A good scale is bright where the residual |translation - truth| is bright. One "
+                 "colour bar holds for both.")
+
+
+def two_digits(correlation):
+    return "undefined" if correlation is None else f"{correlation:.2f}"
+
+
+def draw_scatter(path, metrics, points):
+    """Figures 7 and 9: mean scale against mean residual, one point an image, one panel a run."""
+    figure, axes = panels(len(points), 4, 4.3)
+    for (name, means), ax in zip(points.items(), axes):
+        whole = metrics["runs"][name]["uncertainty"]["correlation"]["whole"]
+        ax.plot(*means, linestyle="none", alpha=.6, **line_style(metrics, name))
+        ax.set(xlabel="mean residual [grey levels]", ylabel="mean scale [grey levels]")
+        ax.set_title(f"{name}\nPearson {two_digits(whole['pearson_image'])}, "
+                     f"Spearman {two_digits(whole['spearman_image'])}", fontsize=10)
+    save_figure(path, figure, "One point is one image. A good scale rises with the residual: the "
+                "points lie along a rising line.")
+
+
+# ---------------------------------------------------------------- beyond the paper
+
 def remaining(residual, uncertainty):
-    """Mean residual of the pixels left when the most uncertain k/20 (rounded down) are gone: one shape -> [20], k = 0 ... 19.
-    Equally uncertain pixels stand in for each other by their mean."""
+    """Mean residual of the pixels left when the most uncertain k/20 (rounded down) are gone: one
+    shape -> [20], k = 0 ... 19. Equally uncertain pixels stand in for each other by their mean."""
     _, group, count = torch.unique(uncertainty, return_inverse=True, return_counts=True)
-    mean = torch.zeros(len(count), dtype=torch.float64).index_add(0, group.flatten(), residual.double().flatten()) / count
-    kept = torch.tensor([residual.numel() - residual.numel() * k // 20 for k in range(20)])
-    return mean.repeat_interleave(count).cumsum(0)[kept - 1] / kept
+    total = torch.zeros(len(count), dtype=torch.float64)
+    mean = total.index_add(0, group.flatten(), residual.double().flatten()) / count
+    n = residual.numel()
+    left = torch.tensor([n - n * k // 20 for k in range(20)])
+    return mean.repeat_interleave(count).cumsum(0)[left - 1] / left
 
 
-def sparsification(residual, expected):
-    """How much better an oracle, which removes the largest residuals first, picks pixels to leave out than the map does.
+def sparsification(residual, scale):
+    """How far the scale is from an oracle in picking pixels to leave out: the largest residuals.
 
-    AUSE = integral over the removed share, 0 ... 0.95, of ( m(by map) - m(by residual) ) / m(none), m = remaining(), trapezoids
+    AUSE = integral of (m(by scale) - m(by residual)) / m(none) over the removed share, 0 ... 0.95
 
-    residual, expected, one shape, in grey levels -> both curves in grey levels and AUSE, 0 at best; a map that knows nothing
-    has 0.6 on exponentially distributed residuals.
+    residual, scale, one shape, in grey levels -> both curves m = remaining() and AUSE, 0 at best;
+    a map that knows nothing has 0.6 on exponentially distributed residuals.
     """
-    by_map, by_residual = remaining(residual, expected), remaining(residual, residual)
-    return {"removed": [k / 20 for k in range(20)], "map": by_map.tolist(), "oracle": by_residual.tolist(),
+    by_map, by_residual = remaining(residual, scale), remaining(residual, residual)
+    return {"removed": [k / 20 for k in range(20)], "map": by_map.tolist(),
+            "oracle": by_residual.tolist(),
             "ause": float(torch.trapezoid(by_map - by_residual, dx=1 / 20) / by_map[0])}
 
 
 def probability(residual, alpha, beta):
-    """Probability of the central interval that just reaches a residual; U[0,1] over pixels where the map tells the truth.
+    """Probability of the central interval that just reaches a residual; U[0,1] for an honest map.
 
-    u = P(1/beta, (|r| / alpha)^beta), P the regularised lower incomplete gamma function;   1 - exp(-|r| / alpha) at beta = 1
+    u = P(1/beta, (|r| / alpha)^beta), P incomplete gamma; 1 - exp(-|r| / alpha) at beta 1
 
-    residual >= 0, alpha > 0, both in grey levels, beta > 0, one shape -> float64 in [0,1], the same shape.
+    residual >= 0, alpha > 0, both in grey levels, beta > 0, one shape -> float64 in [0,1].
     """
-    return torch.special.gammainc(1 / beta.double(), (residual.double() / alpha) ** beta)
+    ratio = residual.double() / alpha
+    return torch.special.gammainc(1 / beta.double(), ratio ** beta)
 
 
 def reliability(residual, alpha, beta):
-    """How often intervals of nominal probability p = 1/20 ... 19/20 around the prediction hold the truth.
+    """How often intervals of probability p = 1/20 ... 19/20 around the translation hold the truth.
 
-    observed(p) = share of pixels with u <= p, u = probability();   ECE = mean over p of |observed(p) - p|
-
-    As in probability() -> both, and the mean of -log density, (|r|/alpha)^beta + log(2 alpha/beta) + lgamma(1/beta).
+    observed(p) = share of pixels with u <= p, u = probability()
+    ECE, the expected calibration error = mean over p of |observed(p) - p|
+    log loss = mean of -log density = (|r|/alpha)^beta + log(2 alpha/beta) + lgamma(1/beta)
     """
     u = probability(residual, alpha, beta)
     observed = torch.stack([(u <= p).sum() for p in LEVELS]).double() / u.numel()
-    log_loss = (residual.double() / alpha) ** beta + (2 * alpha / beta).log() + torch.lgamma(1 / beta)
-    return {"nominal": LEVELS.tolist(), "observed": observed.tolist(), "ece": float((observed - LEVELS).abs().mean()),
-            "log_loss": float(log_loss.mean())}
+    ratio = residual.double() / alpha
+    log_loss = ratio ** beta + (2 * alpha / beta).log() + torch.lgamma(1 / beta)
+    return {"nominal": LEVELS.tolist(), "observed": observed.tolist(),
+            "ece": float((observed - LEVELS).abs().mean()), "log_loss": float(log_loss.mean())}
 
 
 def best_factor(residual, alpha, beta):
@@ -236,292 +379,284 @@ def best_factor(residual, alpha, beta):
 
     c > 0 with mean_j beta_j ( |r_j| / (c alpha_j) )^beta_j = 1,   c = mean |r| / alpha at beta = 1
 
-    As in probability() -> c in [e^-20, e^20]. That mean falls in c, so c is found by halving an interval of log c.
+    -> c in [e^-20, e^20]. That mean falls in c, so c is found by halving an interval of log c.
     """
     log_terms = beta.double().log() + beta * (residual.double() / alpha).log()
     low, high = -20.0, 20.0
     for _ in range(52):
         middle = (low + high) / 2
-        low, high = (middle, high) if (log_terms - beta * middle).exp().mean() > 1 else (low, middle)
-    return math.exp(middle)
+        if (log_terms - beta * middle).exp().mean() > 1:
+            low = middle
+        else:
+            high = middle
+    return math.exp((low + high) / 2)
 
 
 def rescaled(residual, alpha, beta, patients):
-    """reliability() before and after alpha is multiplied by best_factor(), which is fitted on the first, third, ... of the
-    sorted patients and judged on the others. patients [n] -> both and c; None where there is but one patient."""
+    """reliability() before and after alpha is multiplied by c = best_factor(), fitted on the first,
+    third, ... of the sorted patients and judged on the others; None for a single patient."""
     fitting = np.isin(patients, np.unique(patients)[::2])
     if fitting.all():
         return None
     c = best_factor(residual[fitting], alpha[fitting], beta[fitting])
     residual, alpha, beta = residual[~fitting], alpha[~fitting], beta[~fitting]
-    return {"c": c, "before": reliability(residual, alpha, beta), "after": reliability(residual, c * alpha, beta)}
+    return {"c": c, "before": reliability(residual, alpha, beta),
+            "after": reliability(residual, c * alpha, beta)}
 
 
-def judge_map(image, alpha, beta, truth, patients, noise=None):
-    """What metrics.json says about one map, and the points of Figures 7 and 9: mean |r| and expected |r| of each image.
+def judge_map(translation, alpha, beta, truth, patients, noise=None):
+    """What metrics.json says about one map, and each image's mean residual and mean scale.
 
-    noise: the true Laplace scale of the phantoms' target, to be compared with the map. A map models patch inconsistency:
-    that it follows residual or noise is a finding, not a theorem. All [n,1,h,w], in grey levels but for beta; patients [n].
+    noise: the true Laplace scale of the phantoms' target. A map models patch inconsistency: that it
+    follows residual or noise is a finding, not a theorem. [n,1,h,w] in grey levels but for beta.
     """
-    residual, expected = (image - truth).abs(), expected_residual(alpha, beta)
+    residual, scale = (translation - truth).abs(), expected_residual(alpha, beta)
     regions = {"whole": torch.ones_like(truth, dtype=torch.bool), "foreground": truth > FOREGROUND}
-    found = {name: correlate(residual, expected, inside) for name, inside in regions.items()}
-    row = {"correlation": found, "sparsification": sparsification(residual, expected), "noise": None,
-           "reliability": reliability(residual, alpha, beta), "rescaled": rescaled(residual, alpha, beta, patients)}
+    row = {"correlation": {}, "sparsification": sparsification(residual, scale), "noise": None,
+           "reliability": reliability(residual, alpha, beta),
+           "rescaled": rescaled(residual, alpha, beta, patients)}
     if noise is not None:
-        row["noise"] = {name: correlate(noise, expected, inside) | {"mean_ratio": float((expected / noise)[inside].mean())}
-                        for name, inside in regions.items()}
-    points = [v.mean(dim=(1, 2, 3)).tolist() for v in (residual, expected)]
-    whole = found["whole"]
-    return {"pcc_image": whole["pearson_image"], "pcc_pixel": whole["pearson_pixel"], "uncertainty": row}, points
+        row["noise"] = {}
+    for name, inside in regions.items():
+        row["correlation"][name] = correlate(residual, scale, inside)
+        if noise is not None:
+            ratio = float((scale / noise)[inside].mean())
+            row["noise"][name] = correlate(noise, scale, inside) | {"mean_ratio": ratio}
+    whole = row["correlation"]["whole"]
+    points = [v.mean(dim=(1, 2, 3)).tolist() for v in (residual, scale)]
+    return {"pcc_image": whole["pearson_image"], "pcc_pixel": whole["pearson_pixel"],
+            "uncertainty": row}, points
 
 
-# ---------------------------------------------------------------- Table 1 and the figures
-
-def table(metrics):
-    """metrics -> rows of Table 1, header first: method, then SSIM/PSNR of each scenario."""
-    rows = [["run", *SCENARIOS]]
-    scores = {name: judged["scenarios"] for name, judged in metrics["runs"].items()} | {"copy of the input": metrics["copy_input"]}
-    for name, scenarios in scores.items():
-        rows.append([name, *(f"{scenarios[s]['ssim']:.2f}/{scenarios[s]['psnr']:.2f}" for s in SCENARIOS)])
-    return rows
+def maps_of(metrics):
+    return {name: judged["uncertainty"] for name, judged in metrics["runs"].items()
+            if judged["uncertainty"]}
 
 
-def bold(rows):
-    """rows of table() -> the same, each column's best SSIM and best PSNR, as printed, in bold where several runs compete."""
-    columns = [[cell.split("/") for cell in column] for column in list(zip(*rows[1:-1]))[1:]]
-    best = [[max(map(float, numbers)) for numbers in zip(*column)] for column in columns]
+def draw_sparsification(path, metrics):
+    figure, (ax,) = panels(1, 8, 4.5)
+    for name, judged in maps_of(metrics).items():
+        curve, style = judged["sparsification"], line_style(metrics, name)
+        ax.plot(curve["removed"], curve["map"], label=f"{name}, AUSE {curve['ause']:.3f}", **style)
+        ax.plot(curve["removed"], curve["oracle"], ":", color=style["color"])
+    ax.set(xlabel="share of pixels removed", ylabel="mean residual of the rest [grey levels]")
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    save_figure(path, figure, "The pixels of largest scale are removed first. A good curve falls "
+                "like its oracle (dotted), which removes the largest residuals first. AUSE is the "
+                "area between the two over the curve's first value, 0 at best.")
 
-    def mark(cell, tops):
-        return "/".join(f"**{number}**" if float(number) == top else number for number, top in zip(cell.split("/"), tops))
-    return [[row[0], *map(mark, row[1:], best)] if 0 < k < len(rows) - 1 > 2 else row for k, row in enumerate(rows)]
+
+def draw_reliability(path, metrics):
+    """On the patients that rescaled() judges."""
+    figure, axes = panels(2, 5, 4.5)
+    titles = {"before": "as translated", "after": "scale times c, fitted on other patients"}
+    for (when, title), ax in zip(titles.items(), axes):
+        for name, judged in maps_of(metrics).items():
+            half = (judged["rescaled"] or {"before": judged["reliability"]}).get(when)
+            if half:
+                label = f"{name}, ECE {half['ece']:.3f}"
+                ax.plot(half["nominal"], half["observed"], label=label, **line_style(metrics, name))
+        ax.axline((0, 0), slope=1, color="gray", linestyle=":", label="ideal")
+        ax.set(xlabel="nominal coverage", ylabel="observed coverage", xlim=(0, 1), ylim=(0, 1),
+               title=title)
+        ax.legend(fontsize=8)
+    save_figure(path, figure, "How often an interval around the translation holds the truth, and "
+                "how often it should. A good curve lies on the diagonal; below it the scale is too "
+                "small, above it too large. ECE is the mean distance from it.")
 
 
-def write_table(rows, out):
-    """table1.md and table1.csv; -> the markdown."""
-    markdown = "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], ["---"] * len(rows[0]), *bold(rows)[1:]]) + "\n"
-    lines = io.StringIO()
-    csv.writer(lines).writerows(rows)
-    replace_file(out / "table1.md", lambda place: place.write_text(markdown))
-    replace_file(out / "table1.csv", lambda place: place.write_text(lines.getvalue(), newline=""))
-    return markdown
-
+# ---------------------------------------------------------------- the program
 
 def judge(runs, slices, out, device):
     """Every run on every scenario -> metrics; draws the figures of paired data on the way."""
     truth = torch.from_numpy(slices.evaluation_target).float().unsqueeze(1)
     patients = np.array([patient(name) for name in slices.names["evaluation_input"]])
-    shown = np.linspace(0, len(truth) - 1, 6).round().astype(int)
-    chosen = random_images(len(truth))
-    noise = None if slices.noise is None else torch.from_numpy(slices.noise).unsqueeze(1)[chosen]
-    samples, scatter, metrics = {}, {}, {"runs": {}, "copy_input": {}}
+    shown, chosen = six_of(len(truth)), random_images(len(truth))
+    noise = None
+    if slices.noise is not None:
+        noise = torch.from_numpy(slices.noise).unsqueeze(1)[chosen]
+    translations, points, metrics = {}, {}, {"runs": {}, "copy_input": {}}
     for name, (_, config) in runs.items():
-        row = metrics["runs"][name] = {"method": config["method"], "scenarios": {}}
-        row |= {"pcc_image": None, "pcc_pixel": None, "uncertainty": None}
+        metrics["runs"][name] = {"method": config["method"], "scenarios": {}, "pcc_image": None,
+                                 "pcc_pixel": None, "uncertainty": None}
     for done, scenario in enumerate(SCENARIOS):
         x = perturb_all(slices.evaluation_input, scenario)
         metrics["copy_input"][scenario] = score(x, truth, patients, device)
         for k, (name, (G, config)) in enumerate(runs.items(), 1):
-            image, *scale = translate(G, x, device)
-            if not is_first():
+            translation, alpha, beta = translate(G, x, device)
+            if not run.is_first():
                 continue
             row = metrics["runs"][name]
-            row["scenarios"][scenario] = score(image, truth, patients, device)
-            progress(done * len(runs) + k, len(SCENARIOS) * len(runs), "judging")
-            if scenario == "GN0":
-                samples[name] = image[shown]
-                if trains_scale(config):
-                    found, scatter[name] = judge_map(*(v[chosen] for v in (image, *scale, truth)), patients[chosen], noise)
-                    row |= found
-                    expected = expected_residual(*(v[shown] for v in scale))
-                    draw_residuals(out / f"fig6_8_{name}.png", x[shown], truth[shown], image[shown], expected)
-    if not is_first():
+            row["scenarios"][scenario] = score(translation, truth, patients, device)
+            run.progress(done * len(runs) + k, len(SCENARIOS) * len(runs), "judging")
+            if scenario != "GN0":
+                continue
+            translations[name] = translation[shown]
+            if trains_scale(config):
+                parts = [v[chosen] for v in (translation, alpha, beta, truth)]
+                judged, points[name] = judge_map(*parts, patients[chosen], noise)
+                row |= judged
+                scale = expected_residual(alpha[shown], beta[shown])
+                draw_residuals(out / f"fig6_8_{name}.png", x[shown], translations[name],
+                               truth[shown], scale)
+    if not run.is_first():
         return None
     draw_psnr(out / "fig2_3_psnr.png", metrics)
-    if scatter:
-        draw_scatter(out / "fig7_9_scatter.png", metrics, scatter)
+    x = torch.from_numpy(slices.evaluation_input[shown]).unsqueeze(1)
+    draw_translations(out / "fig4_samples.png", x, translations, truth[shown])
+    if points:
+        draw_scatter(out / "fig7_9_scatter.png", metrics, points)
         draw_sparsification(out / "sparsification.png", metrics)
         draw_reliability(out / "reliability.png", metrics)
-    rows = [[slices.evaluation_input[i], *(image[k] for image in samples.values()), truth[i]] for k, i in enumerate(shown)]
-    picture_grid(out / "fig4_samples.png", rows, ["input", *samples, "ground truth"])
     return metrics
 
 
-def plot(path, *draws, size=(5, 4)):
-    """One panel of that size [inches] for each draw(ax), side by side."""
-    figure = Figure(figsize=(size[0] * len(draws), size[1]), layout="constrained")
-    for draw, ax in zip(draws, figure.subplots(1, len(draws), squeeze=False)[0]):
-        draw(ax)
-    replace_file(path, lambda place: figure.savefig(place, dpi=90, format="png"))
+def read_pictures(places):
+    """Files, and folders of files -> (name, uint8 [h,w]) one by one. What cannot be read is named
+    and skipped; the program ends where nothing can, or where two have one name."""
+    paths = [path for place in map(Path, places)
+             for path in (images_in(place).values() if os.path.isdir(place) else [place])]
+    by_name = {path.stem: path for path in paths}
+    for path in paths:
+        if by_name[path.stem] != path:
+            run.fail(f"{path}: {by_name[path.stem]} has the same name, which would name both "
+                     "translations; translate them in two calls.")
+    bad = []
+    for done, (name, path) in enumerate(by_name.items(), 1):
+        run.progress(done, len(by_name), "translating")
+        try:
+            picture = read_grey(path)
+        except ValueError as error:
+            bad.append(error)
+        else:
+            yield name, picture
+    if len(bad) == len(by_name):
+        run.fail(str(bad[0]) if bad else
+                 f"{', '.join(places)}: no picture inside; files end in {', '.join(ENDINGS)}")
+    say_skipped(bad, len(by_name), "pictures")
 
 
-def look(metrics, name):
-    """A run's colour and marker, the same in every figure."""
-    k = list(metrics["runs"]).index(name)
-    return {"color": f"C{k % 10}", "marker": "osD^v<>P*"[k % 9], "markersize": 5}
-
-
-def draw_psnr(path, metrics):
-    """Figures 2 and 3: PSNR over the seven scenarios."""
-    def draw(ax):
-        for name, judged in metrics["runs"].items():
-            ax.plot(SCENARIOS, [judged["scenarios"][s]["psnr"] for s in SCENARIOS], label=name, **look(metrics, name))
-        ax.plot(SCENARIOS, [metrics["copy_input"][s]["psnr"] for s in SCENARIOS], "x:", color="black", label="copy of the input")
-        ax.set(ylabel="PSNR [dB]")
-        ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    plot(path, draw, size=(9, 5))
-
-
-def draw_residuals(path, x, truth, image, expected):
-    """Figures 6 and 8: where the residual is and where the map says it is."""
-    residual = (image - truth).abs()
-    tops = float(residual.quantile(0.999)), float(expected.quantile(0.999))
-    rows = [[x[i], truth[i], image[i], (residual[i], tops[0]), (expected[i], tops[1])] for i in range(len(x))]
-    picture_grid(path, rows, ["input", "ground truth", "prediction", "abs. residual [grey levels]", "expected [grey levels]"])
-
-
-def draw_scatter(path, metrics, scatter):
-    """Figures 7 and 9: mean expected against mean absolute residual, one point an image, one panel a run."""
-    def draw(name, ax):
-        found = metrics["runs"][name]["uncertainty"]["correlation"]["whole"]
-        ax.plot(*scatter[name], linestyle="none", alpha=.6, **look(metrics, name))
-        ax.set(xlabel="mean absolute residual [grey levels]", ylabel="mean of the map, E|r| [grey levels]")
-        title = f"{name}\nPearson {two_digits(found['pearson_image'])}, Spearman {two_digits(found['spearman_image'])}"
-        ax.set_title(title, fontsize=10)
-    plot(path, *(functools.partial(draw, name) for name in scatter), size=(4, 4))
-
-
-def maps_of(metrics):
-    return {name: judged["uncertainty"] for name, judged in metrics["runs"].items() if judged["uncertainty"]}
-
-
-def draw_sparsification(path, metrics):
-    """What remains when the most uncertain pixels are removed, and when those of the largest residuals are."""
-    def draw(ax):
-        for name, found in maps_of(metrics).items():
-            curve, style = found["sparsification"], look(metrics, name)
-            ax.plot(curve["removed"], curve["map"], label=f"{name}, AUSE {curve['ause']:.3f}", **style)
-            ax.plot(curve["removed"], curve["oracle"], ":", color=style["color"])
-        ax.set(xlabel="share of pixels removed", ylabel="mean |r| of the rest [grey levels]", title="dotted: the oracle")
-        ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    plot(path, draw, size=(8, 4.5))
-
-
-def draw_reliability(path, metrics):
-    """How often intervals hold the truth against how often they should, on the patients that rescaled() judges."""
-    def draw(when, title, ax):
-        for name, found in maps_of(metrics).items():
-            half = (found["rescaled"] or {"before": found["reliability"]}).get(when)
-            if half:
-                ax.plot(half["nominal"], half["observed"], label=f"{name}, ECE {half['ece']:.3f}", **look(metrics, name))
-        ax.axline((0, 0), slope=1, color="gray", linestyle=":", label="ideal")
-        ax.set(xlabel="nominal coverage", ylabel="observed coverage", xlim=(0, 1), ylim=(0, 1), title=title)
-        ax.legend(fontsize=8)
-    titles = {"before": "as predicted", "after": "times c, fitted on other patients"}
-    plot(path, *(functools.partial(draw, when, title) for when, title in titles.items()))
-
-
-def draw_translations(path, runs, slices, device):
-    """Figure 5: data without pairs, so there is nothing to score; the translations alone."""
-    shown = np.linspace(0, len(slices.evaluation_input) - 1, 6).round().astype(int)
-    x = torch.from_numpy(slices.evaluation_input[shown]).float().unsqueeze(1)
-    images = [translate(G, x, device)[0] for G, _ in runs.values()]
-    if is_first():
-        picture_grid(path, [[x[k], *(image[k] for image in images)] for k in range(len(x))], ["input", *runs])
-
-
-def translate_picture(path, runs, out, device):
-    """One picture of any size: fitted to the run's size as in training, translated, and brought back to its own size."""
-    try:
-        picture = read_grey(path)
-    except ValueError as error:
-        fail(f"{error}.")
-    (h, w), side = picture.shape, max(picture.shape)
+def own_size(values, shape):
+    """[1,1,d,d] of a picture that fit() has made square -> [h,w], the picture's own shape."""
+    values, (h, w), side = values.squeeze().numpy(), shape, max(shape)
     top, left = (side - h) // 2, (side - w) // 2
-
-    def own_size(values):
-        values = values.squeeze().numpy()
-        grown = np.asarray(Image.fromarray(values).resize((side, side), Image.Resampling.BICUBIC))
-        return grown[top:top + h, left:left + w].clip(values.min(), values.max())
-
-    make_folder(out)
-    for name, (G, config) in runs.items():
-        x = torch.from_numpy(fit(picture, config["size"])).float()[None, None]
-        image, *scale = translate(G, x, device)
-        image, expected = own_size(image), own_size(expected_residual(*scale))
-        stem = out / f"{Path(path).stem}_{name}"
-        write_png(f"{stem}_translation.png", image)
-        print(f"wrote {stem}_translation.png")
-        if trains_scale(config):
-            packed = io.BytesIO()
-            np.save(packed, expected)
-            replace_file(f"{stem}_scale.npy", lambda place: place.write_bytes(packed.getvalue()))
-            write_png(f"{stem}_scale.png", expected * 255 / expected.max())
-            print(f"wrote {stem}_scale.npy (grey levels) and {stem}_scale.png (white is {expected.max():.1f} grey levels)")
+    square = np.asarray(Image.fromarray(values).resize((side, side), Image.Resampling.BICUBIC))
+    return square[top:top + h, left:left + w].clip(values.min(), values.max())
 
 
 def write_png(path, grey):
     picture = Image.fromarray(np.rint(grey).astype(np.uint8))
-    replace_file(path, lambda place: picture.save(place, format="png"))
+    run.replace_file(path, lambda place: picture.save(place, format="png"))
 
 
-def two_digits(correlation):
-    return "undefined" if correlation is None else f"{correlation:.2f}"
+def write_translations(pictures, runs, out, device):
+    """Pictures (name, uint8 [h,w]) of any size -> the files that the top of this file describes."""
+    white, scales = 0.0, []
+    for name, picture in pictures:
+        for which, (G, config) in runs.items():
+            x = torch.from_numpy(fit(picture, config["size"])).float()[None, None]
+            translation, alpha, beta = translate(G, x, device)
+            if not run.is_first():
+                continue
+            folder = out / which / "translation"
+            run.make_folder(folder)
+            write_png(folder / f"{name}.png", own_size(translation, picture.shape))
+            if trains_scale(config):
+                scale = own_size(expected_residual(alpha, beta), picture.shape)
+                packed = io.BytesIO()
+                np.save(packed, scale)
+                run.make_folder(out / which / "scale")
+                scales.append(out / which / "scale" / f"{name}.npy")
+                run.replace_file(scales[-1], lambda place: place.write_bytes(packed.getvalue()))
+                white = max(white, float(scale.max()))
+    for path in scales:  # once more: only now the white level is known
+        write_png(path.with_suffix(".png"), np.load(path) * (255 / white))
+    if run.is_first():
+        print(f"wrote translations, and scales where one is trained, to {out}/RUN/")
+    if scales:
+        text = json.dumps({"white_level_in_grey_levels": white}) + "\n"
+        run.replace_file(out / "scale.json", lambda place: place.write_text(text))
+        print(f"white is {white:.1f} grey levels in all pictures of scales ({out}/scale.json)")
 
 
-def summary(found):
+def summary(judged):
     """One line about one map."""
-    whole, halves = found["correlation"]["whole"], found["rescaled"] or {"before": found["reliability"]}
-    image, pixel = (f"{two_digits(whole['pearson_' + of])}/{two_digits(whole['spearman_' + of])}" for of in ("image", "pixel"))
-    after = f" -> {halves['after']['ece']:.3f} with c = {halves['c']:.3g}" if "c" in halves else ", no c from one patient alone"
-    return (f"Pearson/Spearman of map and residual {image} per image, {pixel} per pixel; "
-            f"AUSE {found['sparsification']['ause']:.3f}; ECE {halves['before']['ece']:.3f}{after}")
+    whole, halves = judged["correlation"]["whole"], judged["rescaled"]
+    ece = f"{judged['reliability']['ece']:.3f}, no c from one patient alone"
+    if halves:
+        before, after = halves["before"]["ece"], halves["after"]["ece"]
+        ece = f"{before:.3f} -> {after:.3f} with c = {halves['c']:.3g}"
+    image, pixel = (f"{two_digits(whole[f'pearson_{of}'])}/{two_digits(whole[f'spearman_{of}'])}"
+                    for of in ("image", "pixel"))
+    return (f"Pearson/Spearman of scale and residual {image} per image, {pixel} per pixel; "
+            f"AUSE {judged['sparsification']['ause']:.3f}; ECE {ece}")
+
+
+def evaluate_pairs(runs, slices, out, device):
+    """Judges runs on pairs, writes and prints Table 1."""
+    try:
+        metrics = judge(runs, slices, out, device)
+    except (MemoryError, RuntimeError) as error:
+        if not run.is_out_of_memory(error):
+            raise
+        run.fail("out of memory: judge fewer runs at a time, or give --device cpu.")
+    if not run.is_first():
+        return
+    # JSON has no word for NaN, nor for the infinite PSNR of equal images: null.
+    valid = json.loads(json.dumps(metrics), parse_constant=lambda word: None)
+    text = json.dumps(valid, indent=2) + "\n"
+    run.replace_file(out / "metrics.json", lambda place: place.write_text(text))
+    print(write_table(table(metrics), out))
+    for name, judged in maps_of(metrics).items():
+        print(f"{name}: {summary(judged)}")
+    print(f"wrote {out}/metrics.json, table1.md, table1.csv and figures")
+
+
+def translate_unpaired(runs, slices, out, device):
+    """Without pairs there is nothing to score: Figure 5, and every translation as a file."""
+    names, shown = slices.names["evaluation_input"], six_of(len(slices.evaluation_input))
+    if len(set(names)) < len(names) or any(Path(n).name != n or "\0" in n for n in names):
+        run.fail("the names in evaluation_input_names cannot name files, or two are equal.")
+    x = torch.from_numpy(slices.evaluation_input[shown]).float().unsqueeze(1)
+    translations = {name: translate(G, x, device)[0] for name, (G, _) in runs.items()}
+    if run.is_first():
+        draw_translations(out / "fig5_translations.png", x, translations)
+    write_translations(zip(names, slices.evaluation_input), runs, out, device)
+    print(f"no pairs, so no scores: wrote {out}/fig5_translations.png")
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders that train.py has written (Table 1: one row each)")
-    parser.add_argument("--data", help="folder, .h5 file or the word phantom, as for train.py; its evaluation set is used (Sec. 4.1)")
-    parser.add_argument("--image", metavar="FILE", help="translate this picture instead (Sec. 4.4)")
-    parser.add_argument("--out", default="evaluation", help="folder for table1.md, table1.csv, metrics.json and figures (Sec. 4.3)")
-    parser.add_argument("--device", help="cuda, cpu or mps; default: cuda where there is one, else cpu")
-    parser.error = fail
+    parser = argparse.ArgumentParser(description=__doc__, epilog=METRICS,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    flag = parser.add_argument
+    flag("runs", nargs="+", metavar="RUN", help="folders that train.py has written")
+    flag("--data", metavar="DIR", help="folder, .h5 file or the word phantom (Sec. 4.1)")
+    flag("--image", metavar="PATH", nargs="+", help="translate these pictures (Sec. 4.4)")
+    flag("--out", default="evaluation", metavar="DIR", help="default: evaluation (Sec. 4.3)")
+    flag("--device", help="cuda, cpu or mps; default: cuda where there is one, else cpu")
+    parser.error = run.fail
     args = parser.parse_args()
     if bool(args.data) == bool(args.image):
-        fail("give either --data (a data set to judge by) or --image (one picture to translate).")
+        run.fail("give either --data (a data set to judge by) or --image (pictures to translate).")
     run.reuse_freed_memory()
     device, out = run.pick_device(args.device), Path(args.out)
     if args.data:
         run.join_processes(device)
     runs = {Path(folder).resolve().name: load_run(folder, device) for folder in args.runs}
     if len(runs) < len(args.runs):
-        fail("two of the runs have the same folder name, which names their row in the table; rename one.")
+        run.fail("two of the runs have the same folder name, which names their rows; rename one.")
     if args.image:
-        return translate_picture(args.image, runs, out, device)
+        return write_translations(read_pictures(args.image), runs, out, device)
     sizes = {config["size"] for _, config in runs.values()}
     if len(sizes) > 1:
-        fail(f"the runs were trained at different sizes, {sorted(sizes)}; compare runs of one size.")
+        run.fail(f"the runs have different sizes, {sorted(sizes)}; compare runs of one size.")
     slices = load(args.data, sizes.pop(), ("evaluation_input", "evaluation_target"))
-    make_folder(out)
-    if not len(slices.evaluation_target):
-        draw_translations(out / "fig5_translations.png", runs, slices, device)
-        print(f"no pairs, so no scores: wrote {out}/fig5_translations.png")
-        return run.leave_processes()
-    try:
-        metrics = judge(runs, slices, out, device)
-    except (MemoryError, RuntimeError) as error:
-        if not run.is_out_of_memory(error):
-            raise
-        fail("out of memory: judge fewer runs at a time, or give --device cpu.")
-    if metrics is None:
-        return run.leave_processes()  # the first one writes
-    # JSON has no word for NaN, nor for the infinite PSNR of equal images: null.
-    valid = json.loads(json.dumps(metrics), parse_constant=lambda word: None)
-    replace_file(out / "metrics.json", lambda place: place.write_text(json.dumps(valid, indent=2) + "\n"))
-    print(write_table(table(metrics), out))
-    for name, found in maps_of(metrics).items():
-        print(f"{name}: {summary(found)}")
-    print(f"wrote {out}/metrics.json, table1.md, table1.csv and figures")
+    run.make_folder(out)
+    if run.is_first():
+        for name, (G, config) in runs.items():
+            draw_samples(out / f"patches_{name}.png", G, slices, device, trains_scale(config))
+    evaluate = evaluate_pairs if len(slices.evaluation_target) else translate_unpaired
+    evaluate(runs, slices, out, device)
     run.leave_processes()
 
 

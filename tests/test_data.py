@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 import data
+from patch_op import Phi, patch
 
 SLICES = os.environ.get("IXI_SLICES")
 RAMP = np.arange(64 * 64, dtype=np.uint8).reshape(64, 64)
@@ -58,6 +59,13 @@ def test_8_bit_files_arrive_as_they_are(tmp_path):
     assert np.abs(data.read_grey(tmp_path / "a.jpg").astype(int) - smooth).max() <= 3
 
 
+def test_a_palette_is_looked_up(tmp_path):
+    picture = Image.fromarray(np.full((64, 64), 3, np.uint8), "P")
+    picture.putpalette([0, 0, 0, 50, 50, 50, 90, 90, 90, 200, 200, 200])
+    picture.save(tmp_path / "a.png")
+    assert (data.read_grey(tmp_path / "a.png") == 200).all()
+
+
 def test_16_bit_and_float_are_scaled_from_their_own_smallest_to_their_largest_value(tmp_path, capsys):
     data.say_once.cache_clear()
     wide = np.linspace(1000, 5080, 64 * 64).reshape(64, 64)
@@ -70,11 +78,21 @@ def test_16_bit_and_float_are_scaled_from_their_own_smallest_to_their_largest_va
     assert (data.read_grey(tmp_path / "flat.npy") == 0).all()
 
 
-def test_colour_becomes_grey_by_its_luminance(tmp_path):
+def test_scaling_rounds_to_the_nearest_grey_level(tmp_path):
+    write(tmp_path / "a.npy", np.array([[0.0, 0.6], [254.4, 255.0]]))
+    assert data.read_grey(tmp_path / "a.npy").tolist() == [[0, 1], [254, 255]]
+
+
+def test_colour_becomes_grey_by_its_luminance_and_says_so_once(tmp_path, capsys):
+    data.say_once.cache_clear()
     colour = np.zeros((64, 64, 3), np.uint8)
     colour[..., 1] = 200
-    write(tmp_path / "a.png", colour)
-    assert (data.read_grey(tmp_path / "a.png") == round(0.587 * 200)).all()
+    for name in ("a.png", "b.png"):
+        write(tmp_path / name, colour)
+        assert (data.read_grey(tmp_path / name) == round(0.587 * 200)).all()
+    write(tmp_path / "grey.png")
+    data.read_grey(tmp_path / "grey.png")
+    assert capsys.readouterr().err.count("colour") == 1
 
 
 def test_padding_is_centred_and_uses_the_images_own_minimum():
@@ -107,6 +125,13 @@ def test_the_authors_layout(tmp_path, capsys):
     assert "3 slices of    3 patients" in printed and "range 0..255" in printed
 
 
+def test_endings_in_capitals_count_and_hidden_files_do_not(tmp_path):
+    write(tmp_path / "A.PNG")
+    write(tmp_path / "B.tif")
+    (tmp_path / "._B.tif").write_text("left by another system")
+    assert list(data.images_in(tmp_path)) == ["A", "B"]
+
+
 def test_cyclegans_layout_pairs_by_name(tmp_path):
     for k in range(2):
         write(tmp_path / "trainA" / f"a{k}.png")
@@ -120,13 +145,14 @@ def test_cyclegans_layout_pairs_by_name(tmp_path):
     assert np.array_equal(slices.evaluation_target - slices.evaluation_input, np.full((2, 64, 64), 10, np.uint8))
 
 
-def test_cyclegans_layout_without_equal_names_is_unpaired(tmp_path):
+def test_cyclegans_layout_without_equal_names_is_unpaired_and_says_so(tmp_path, capsys):
     for folder in ("trainA", "trainB", "testA"):
         write(tmp_path / folder / "x.png")
     assert len(data.load(tmp_path, 64).evaluation_target) == 0
     write(tmp_path / "testB" / "y.png")
     slices = data.load(tmp_path, 64)
     assert len(slices.evaluation_target) == 0 and len(slices.evaluation_input) == 1
+    assert "share no name, so there are no pairs" in capsys.readouterr().err
 
 
 def test_h5_returns_what_was_written_whole(tmp_path):
@@ -136,6 +162,21 @@ def test_h5_returns_what_was_written_whole(tmp_path):
     assert all(np.array_equal(one, other) for one, other in zip(slices[:4], again[:4])) and slices.names == again.names
     assert [p.name for p in tmp_path.iterdir() if p.suffix == ".tmp"] == []
     assert data.load(tmp_path / "all.h5", 128).input.shape == (3, 128, 128)
+
+
+def test_an_h5_of_16_bit_slices_is_scaled_as_files_are(tmp_path):
+    slices = data.load(authors_folder(tmp_path / "folder"), 64)
+    data.write_h5(tmp_path / "wide.h5", slices._replace(input=256 * slices.input.astype(np.uint16)))
+    again = data.load(tmp_path / "wide.h5", 64)
+    assert np.array_equal(again.input, slices.input) and np.array_equal(again.target, slices.target)
+
+
+def test_data_py_packs_the_sets_as_they_are(monkeypatch, tmp_path):
+    monkeypatch.chdir(authors_folder(tmp_path / "folder"))
+    monkeypatch.setattr("sys.argv", ["data.py", ".", "--size", "64", "--h5", "../all.h5"])
+    data.main()
+    one, other = data.load(tmp_path / "folder", 64), data.load(tmp_path / "all.h5", 64)
+    assert all(np.array_equal(u, v) for u, v in zip(one[:4], other[:4]))
 
 
 def test_evaluation_needs_no_training_slices(tmp_path):
@@ -156,6 +197,13 @@ def test_a_patient_in_two_sets_is_warned_of(tmp_path, capsys):
     data.load(tmp_path, 64)
     error = capsys.readouterr().err
     assert "both input and target, A1" in error and "both input and evaluation_input, C0" in error
+    assert "a file's name up to its first underscore is taken for the patient" in error
+
+
+def test_a_target_patient_in_the_evaluation_is_warned_of(tmp_path, capsys):
+    write(authors_folder(tmp_path) / "target" / "C1_005_t2.png")
+    data.load(tmp_path, 64)
+    assert "both target and evaluation_input, C1" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not SLICES, reason="IXI_SLICES is not set: the place of the authors' sample slices")
@@ -279,6 +327,38 @@ def test_a_pair_is_left_out_as_a_whole(tmp_path, capsys):
     assert [len(images) for images in slices[:4]] == [3, 3, 2, 2] and "skipped 1 of 9" in capsys.readouterr().err
 
 
+def test_a_slice_without_partner_is_left_out_named_and_counted_in_both_layouts(tmp_path, capsys):
+    authors = authors_folder(tmp_path / "authors")
+    (authors / "evaluation" / "C1_000_target.png").unlink()
+    write(authors / "evaluation" / "D9_000.png")
+    for k in range(3):
+        write(tmp_path / "cyclegan" / "trainA" / f"a{k}.png")
+        write(tmp_path / "cyclegan" / "trainB" / f"b{k}.png")
+        write(tmp_path / "cyclegan" / "testA" / f"C{k}_000.png", RAMP + 20 + k)
+        write(tmp_path / "cyclegan" / "testB" / f"C{k}_000.png", RAMP + 30 + k)
+    (tmp_path / "cyclegan" / "testB" / "C1_000.png").unlink()
+    (tmp_path / "cyclegan" / "testA" / "C1_000.png").rename(tmp_path / "cyclegan" / "testA" / "E5_000.png")
+    write(tmp_path / "cyclegan" / "testB" / "F6_000.png")
+    for layout, alone in (("authors", "D9_000.png"), ("cyclegan", "E5_000.png")):
+        slices = data.load(tmp_path / layout, 64)
+        assert slices.names["evaluation_input"] == slices.names["evaluation_target"] == ["C0_000", "C2_000"]
+        assert [images[0, 0] for images in slices.evaluation_target] == [30, 32]
+        assert f"2 files for evaluation have no partner and are left out, '{alone}' first" in capsys.readouterr().err
+
+
+def test_a_wrong_layout_is_told_what_is_wanted_and_what_was_found(tmp_path, capsys):
+    for name in ("src", "dst"):
+        write(tmp_path / "data" / name / "a.png")
+    error = failing(capsys, data.load, tmp_path / "data", 64)
+    assert "wants input/ and target/, or trainA/ and trainB/, inside; found: dst, src" in error
+    error = failing(capsys, data.load, tmp_path / "data", 64, ("evaluation_input", "evaluation_target"))
+    assert "wants evaluation/NAME_input.png" in error and "or testA/" in error and "found: dst, src" in error
+    for k in range(20):
+        write(tmp_path / "flat" / f"{k:02d}.png")
+    error = failing(capsys, data.load, tmp_path / "flat", 64)
+    assert "found: 00.png, 01.png, 02.png, 03.png, 04.png, 05.png and 14 more" in error
+
+
 def without(*patterns):
     def remove(root):
         for path in [path for pattern in patterns for path in authors_folder(root).glob(pattern)]:
@@ -294,10 +374,9 @@ WRONG_PLACES = {
     "a pipe": ("pipe", lambda p: os.mkfifo(p / "pipe"), "no such folder or file"),
     "a picture": ("a.png", lambda p: write(p / "a.png"), "is not an .h5 of slices"),
     "one domain": (".", without("target/*"), "no readable image for target"),
-    "an input that misses its target": (".", without("evaluation/C1_000_target.png"), "C1_000 first"),
-    "a target that misses its input": (".", without("evaluation/C2_000_input.png"), "C2_000 first"),
-    "neither an input nor a target": (".", lambda p: write(authors_folder(p) / "evaluation" / "C1_000.png"), "1 slices miss"),
-    "targets alone": (".", without("evaluation/*_input.png"), "3 slices miss"),
+    "targets alone": (".", without("evaluation/*_input.png"), "no NAME_input has its NAME_target"),
+    "no pairs although there are targets": (".", without("evaluation/C[01]_000_target.png", "evaluation/C2_000_input.png"),
+                                            "no NAME_input has its NAME_target"),
 }
 
 
@@ -480,7 +559,7 @@ def test_grey_levels_map_onto_minus_one_to_one():
 
 
 def test_draws_are_with_replacement_uniform_and_from_the_generator_alone():
-    piles = data.to_device(np.arange(10, dtype=np.uint8)[:, None, None].repeat(64, 1).repeat(64, 2), "cpu")
+    piles = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1).expand(10, 1, 64, 64)
     state = torch.get_rng_state()
     one, again = (data.draw(piles, 4000, torch.Generator().manual_seed(3), "cpu") for _ in range(2))
     assert one.shape == (4000, 1, 64, 64) and one.dtype == torch.float32 and torch.equal(one, again)
@@ -521,55 +600,6 @@ def test_phantom_noise_has_the_scale_that_is_given_with_it():
         assert np.abs(noisy - clean)[here].mean() == pytest.approx(scale[here].mean(), rel=0.12)  # E|Laplace(0,s)| = s
 
 
-def test_phantom_contrasts_invert_white_matter_and_fluid():
-    slices = data.phantoms(64, subjects=2, slices=3)
-    x, y = slices.evaluation_input.astype(float), slices.evaluation_target.astype(float)
-    assert np.corrcoef(x.flatten(), y.flatten())[0, 1] < 0.8
-    assert y[(x > 30) & (x < 60)].mean() > 120  # the fluid, dark in T1, is bright in T2
-
-
-# ---------------------------------------------------------------- what planted mistakes got past the tests above
-
-def test_scaling_rounds_to_the_nearest_grey_level(tmp_path):
-    write(tmp_path / "a.npy", np.array([[0.0, 0.6], [254.4, 255.0]]))
-    assert data.read_grey(tmp_path / "a.npy").tolist() == [[0, 1], [254, 255]]
-
-
-def test_a_palette_is_looked_up(tmp_path):
-    picture = Image.fromarray(np.full((64, 64), 3, np.uint8), "P")
-    picture.putpalette([0, 0, 0, 50, 50, 50, 90, 90, 90, 200, 200, 200])
-    picture.save(tmp_path / "a.png")
-    assert (data.read_grey(tmp_path / "a.png") == 200).all()
-
-
-def test_endings_in_capitals_count_and_hidden_files_do_not(tmp_path):
-    write(tmp_path / "A.PNG")
-    write(tmp_path / "B.tif")
-    (tmp_path / "._B.tif").write_text("left by another system")
-    assert list(data.images_in(tmp_path)) == ["A", "B"]
-
-
-def test_a_target_patient_in_the_evaluation_is_warned_of(tmp_path, capsys):
-    write(authors_folder(tmp_path) / "target" / "C1_005_t2.png")
-    data.load(tmp_path, 64)
-    assert "both target and evaluation_input, C1" in capsys.readouterr().err
-
-
-def test_an_h5_of_16_bit_slices_is_scaled_as_files_are(tmp_path):
-    slices = data.load(authors_folder(tmp_path / "folder"), 64)
-    data.write_h5(tmp_path / "wide.h5", slices._replace(input=256 * slices.input.astype(np.uint16)))
-    again = data.load(tmp_path / "wide.h5", 64)
-    assert np.array_equal(again.input, slices.input) and np.array_equal(again.target, slices.target)
-
-
-def test_data_py_packs_the_sets_as_they_are(monkeypatch, tmp_path):
-    monkeypatch.chdir(authors_folder(tmp_path / "folder"))
-    monkeypatch.setattr("sys.argv", ["data.py", ".", "--size", "64", "--h5", "../all.h5"])
-    data.main()
-    one, other = data.load(tmp_path / "folder", 64), data.load(tmp_path / "all.h5", 64)
-    assert all(np.array_equal(u, v) for u, v in zip(one[:4], other[:4]))
-
-
 def test_phantoms_hand_out_their_subjects_in_order_with_the_noise_of_the_evaluation():
     slices = data.phantoms(64, subjects=2, slices=2)
     subjects = [data.phantom_subject(k, 64, 2, seed=0) for k in range(5)]
@@ -586,11 +616,57 @@ def test_each_contrast_of_a_phantom_has_its_own_bias_field():
             assert np.corrcoef(t1.flatten(), t2.flatten())[0, 1] < 0.9
 
 
-def test_a_grid_shows_grey_levels_the_right_way_up():
+def test_phantom_contrasts_invert_white_matter_and_fluid():
+    slices = data.phantoms(64, subjects=2, slices=3)
+    x, y = slices.evaluation_input.astype(float), slices.evaluation_target.astype(float)
+    assert np.corrcoef(x.flatten(), y.flatten())[0, 1] < 0.8
+    assert y[(x > 30) & (x < 60)].mean() > 120  # the fluid, dark in T1, is bright in T2
+
+
+# ---------------------------------------------------------------- Eq. 6 and 9 in one picture
+
+def nonlinear(x):
+    """A generator for which patch invariance does not hold."""
+    return x ** 3, 0.1 + x ** 2
+
+
+@pytest.mark.parametrize("with_scale", (True, False))
+def test_samples_show_both_sides_of_patch_invariance_their_residual_and_the_scale(tmp_path, with_scale):
+    shown, slices = {}, data.phantoms(64, subjects=1, slices=6)
+
+    def grid(path, rows, titles, maps, caption, square):
+        shown.update(path=path, rows=rows, titles=titles, maps=maps, square=square)
+    with replaced.object(data, "picture_grid", grid):
+        data.draw_samples(tmp_path / "new" / "a.png", nonlinear, slices, "cpu", with_scale)
+    chosen = [1, 3, 5]
+    x = data.to_unit(torch.from_numpy(slices.evaluation_input[chosen]).unsqueeze(1))
+    phi = Phi(*(torch.full((3,), value) for value in (44, 10, 10)))  # 0.7 of 64, in the middle
+    a, (b, scale) = patch(x ** 3, phi), nonlinear(patch(x, phi))
+    grey = [127.5 * (v + 1) for v in (x, patch(x, phi), x ** 3, a, b)]
+    truth = torch.from_numpy(slices.evaluation_target[chosen]).unsqueeze(1)
+    expected = [*grey, truth, 127.5 * (a - b).abs(), 127.5 * scale][:8 if with_scale else 7]
+    words = ["input", "P(x)", "translation", "a = P(G(x))", "b = G(P(x))", "truth", "|a - b|", "scale"]
+    for title, word in zip(shown["titles"], words[:len(expected)], strict=True):
+        assert word in title
+    for column, values in zip(zip(*shown["rows"]), expected, strict=True):
+        column = np.stack([np.asarray(cell).squeeze() for cell in column])
+        assert np.allclose(column, values.squeeze(1), atol=1e-3)
+    assert shown["maps"] == 1 + with_scale and shown["square"] == ((0, 2), 10, 44)  # drawn on x and G(x)
+    assert (tmp_path / "new").is_dir()
+
+
+def test_a_grid_shows_grey_levels_the_right_way_up_and_maps_on_one_colour_bar():
     figures, image = [], np.full((64, 64), 100, np.uint8)
-    with replaced.object(data.Figure, "savefig", lambda figure, *_, **__: figures.append(figure)), replaced.object(os, "replace"):
-        data.picture_grid("nowhere.png", [[image, (image, 50.0)]] * 1 + [[image, (image, 60.0)]], ["one", "map"])
-    axes = [ax for ax in figures[0].axes if ax.images]
+    low, high = np.full((64, 64), 3.0), np.full((64, 64), 60.0)
+    with replaced.object(data, "save_figure", lambda path, figure, caption: figures.append((figure, caption))):
+        data.picture_grid("nowhere.png", [[image, low, high], [image, high, low]], ["one", "residual", "scale"], 2,
+                          "words", ((0,), 10, 44))
+    (figure, caption), = figures
+    axes = [ax for ax in figure.axes if ax.images]
     shown = [ax.images[0] for ax in axes]
-    assert [s.get_clim() for s in shown] == [(0, 255), (0, 50), (0, 255), (0, 60)] and {s.origin for s in shown} == {"upper"}
-    assert [ax.get_title() for ax in axes] == ["one", "map", "", ""]
+    assert [s.get_clim() for s in shown] == [(0, 255), (0, 60), (0, 60)] * 2 and {s.origin for s in shown} == {"upper"}
+    assert [s.get_cmap().name for s in shown[:3]] == ["gray", "inferno", "inferno"]
+    assert [ax.get_title() for ax in axes] == ["one", "residual", "scale", "", "", ""] and caption == "words"
+    assert len(figure.axes) == 7  # one colour bar for all four maps
+    square, = axes[0].patches
+    assert square.get_bbox().bounds == (9.5, 9.5, 44, 44) and not axes[1].patches
