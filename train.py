@@ -11,6 +11,7 @@ before it: a line and a save per 1 % of the run, a picture per 10 %, all at upda
 """
 import argparse
 import math
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -268,7 +269,8 @@ def dry_run(config, slices):
 def main():
     config, checkpoint, dry = read_settings()
     folder = Path(config["out"])
-    if not checkpoint and not dry and any((folder / name).exists() for name in run.CHECKPOINTS):
+    there = any(os.path.exists(folder / name) for name in run.CHECKPOINTS)
+    if there and not checkpoint and not dry:
         run.fail(f"{folder}: already holds a run; go on with --resume {folder}, or choose another "
                  "--out.")
     run.reuse_freed_memory()
@@ -289,6 +291,9 @@ def main():
         elif config["init"]:
             networks = run.load_checkpoint(config["init"], check_settings)["networks"]
             run.load_states({**state.theta, **state.omega}, networks)
+            if networks.keys() != {*state.theta, *state.omega}:  # cyclegan's would fit uapi's
+                run.fail(f"--init {config['init']}: its method trains {', '.join(networks)}, not the "
+                         f"networks of --method {config['method']}; give a run of the same networks.")
         run.begin(folder, config, checkpoint)
         loop = train if config["method"] in ("pi", "uapi") else baselines.train
         with run.stop_requests() as requests:

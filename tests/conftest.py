@@ -14,16 +14,3 @@ def h5(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "slices.h5"
     data.write_h5(path, tiny_slices())
     return path
-
-
-@pytest.fixture
-def refused(capsys):
-    """Calls what must end in one sentence on stderr and exit code 2 -> that sentence."""
-    def call(function, *words, **options):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            function(*words, **options)
-        error = capsys.readouterr().err
-        assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1, error
-        return error
-    return call

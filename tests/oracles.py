@@ -1,9 +1,10 @@
 """The paper a second time, slow and obvious, and the toys that several test files share."""
 import functools
+import io
 import itertools
 import math
 import sys
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from statistics import fmean as mean
 from unittest import mock
 
@@ -123,7 +124,11 @@ TINY = dict(data="phantom", method="uapi", lam=10.0, p=10.0, size=64, batch=2, u
             critic_steps=3, lr_g=5e-5, lr_c=2e-5, width=1, critic_width=1, seed=0, bf16=False,
             device="cpu", out=None, init=None)
 FAST = "--data phantom --size 64 --width 1 --critic-width 1 --batch 2 --critic-steps 1".split()
-tiny_slices = functools.cache(lambda: data.phantoms(64, subjects=3, slices=2))
+
+
+@functools.cache
+def tiny_slices(size=64, phantoms=data.phantoms):
+    return phantoms(size, subjects=3, slices=2)
 
 
 class ToyG(nn.Module):
@@ -177,8 +182,22 @@ def go(*words, program=train, **stand_ins):
     """Runs a program's command line in this process, on few phantoms."""
     words = [f"{program.__name__}.py", *map(str, words)]
     with (replaced(**stand_ins), mock.patch.object(sys, "argv", words),
-          mock.patch.object(data, "phantoms", lambda size: tiny_slices())):
+          mock.patch.object(data, "phantoms", tiny_slices)):
         program.main()
+
+
+def refused(call, *words, **options):
+    """What a call that must end with exit code 2 says on stderr: one sentence."""
+    with redirect_stderr(io.StringIO()) as said:
+        try:
+            call(*words, **options)
+        except SystemExit as stop:
+            assert stop.code == 2, f"exit code {stop.code}"
+        else:
+            raise AssertionError("it went on")
+    error = said.getvalue()
+    assert error.startswith("error: ") and error.count("\n") == 1, error
+    return error
 
 
 def everything(folder):
