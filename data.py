@@ -173,13 +173,13 @@ def picture_grid(path, rows, titles, maps=0, caption="", square=None):
 @torch.no_grad()
 def draw_samples(path, G, slices, device, with_scale):
     """The row that Eq. 6 and 9 are about, for three fixed slices, of evaluation if there are any.
-    Residual and scale are the patch's. G(x) -> image, scale, ...; ugac's scale is its alpha."""
+    Residual and scale are the patch's. ugac's alpha, beta are none of patches: never drawn here."""
     inputs = slices.evaluation_input if len(slices.evaluation_input) else slices.input
     chosen, d = [len(inputs) * k // 6 for k in (1, 3, 5)], inputs.shape[-1]
     x = to_unit(torch.from_numpy(inputs[chosen]).unsqueeze(1)).to(device)
     size, first = int(0.7 * d), (d - int(0.7 * d)) // 2  # the middle
     phi = Phi(*(torch.full((3,), value) for value in (size, first, first)))
-    (image, *_), (b, scale, *_) = G(x), G(patch(x, phi))
+    (image, *_), (b, scale, *beta) = G(x), G(patch(x, phi))
     a = patch(image, phi)
     columns = {"input\n$x$": x, "patch\n$P(x)$": patch(x, phi), "translation\n$G(x)$": image,
                "its patch\n$a = P(G(x))$": a, "patch, translated\n$b = G(P(x))$": b}
@@ -189,6 +189,7 @@ def draw_samples(path, G, slices, device, with_scale):
     columns["residual\n$|a - b|$"] = 127.5 * (a - b).abs().cpu()
     caption = ("Patch invariance (Eq. 6): a, the orange square cut out after the translation, and "
                "b, cut out before it, should be alike.")
+    with_scale = with_scale and not beta
     if with_scale:
         columns["scale\n$G^\\sigma(P(x))$"] = 127.5 * scale.cpu()
         caption += " The scale (Eq. 9) says from the patch alone where they are not."
@@ -222,13 +223,14 @@ def load(data, size, sets=SETS):
 
 def wanted(path, which):
     """What a place must hold inside and what it does hold: half of an error's sentence."""
-    layouts = "input/ and target/, or trainA/ and trainB/"
+    layouts, hint = "input/ and target/, or trainA/ and trainB/", ""
     if which == "evaluation_input":
         layouts = "evaluation/NAME_input.png and NAME_target.png, or testA/ and testB/"
+        hint = "; a plain folder of pictures: evaluate.py --image"
     there = sorted(p.name for p in path.iterdir()) if os.path.isdir(path) else [f"no {which}"]
     more = f" and {len(there) - 6} more" if len(there) > 6 else ""
     return (f"{layouts}, inside; found: {', '.join(there[:6]) or 'nothing'}{more} "
-            f"(files end in {', '.join(ENDINGS)})")
+            f"(files end in {', '.join(ENDINGS)}{hint})")
 
 
 def images_in(folder):

@@ -389,7 +389,7 @@ def best_factor(residual, alpha, beta):
             low = middle
         else:
             high = middle
-    return math.exp((low + high) / 2)
+    return math.exp(middle)
 
 
 def rescaled(residual, alpha, beta, patients):
@@ -586,10 +586,10 @@ def summary(judged):
     if halves:
         before, after = halves["before"]["ece"], halves["after"]["ece"]
         ece = f"{before:.3f} -> {after:.3f} with c = {halves['c']:.3g}"
-    image, pixel = (f"{two_digits(whole[f'pearson_{of}'])}/{two_digits(whole[f'spearman_{of}'])}"
-                    for of in ("image", "pixel"))
-    return (f"Pearson/Spearman of scale and residual {image} per image, {pixel} per pixel; "
-            f"AUSE {judged['sparsification']['ause']:.3f}; ECE {ece}")
+    digits = {key: two_digits(value) for key, value in whole.items()}
+    return ("Pearson/Spearman of scale and residual {pearson_image}/{spearman_image} per image, "
+            "{pearson_pixel}/{spearman_pixel} per pixel; ".format(**digits)
+            + f"AUSE {judged['sparsification']['ause']:.3f}; ECE {ece}")
 
 
 def evaluate_pairs(runs, slices, out, device):
