@@ -1,4 +1,5 @@
-"""What nobody thought of: the same promises over shapes, values and bytes that a machine chooses, the same ones every time."""
+"""What nobody thought of: the same promises over shapes, values and bytes that a machine chooses,
+the same ones every time."""
 import io
 from functools import cache
 from tempfile import TemporaryDirectory
@@ -20,12 +21,13 @@ TYPES = st.sampled_from((torch.float32, torch.float64))
 
 
 def noise(shape, seed, dtype=torch.float64):
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).mul(2).sub(1).to(dtype)
+    stream = torch.Generator().manual_seed(seed)
+    return (2 * torch.rand(shape, generator=stream, dtype=torch.float64) - 1).to(dtype)
 
 
 @st.composite
 def batches(draw, dtype=TYPES):
-    """Images [b,c,d,d] and phi from the whole of its range, both ends of size and of either offset among them."""
+    """Images [b,c,d,d] and phi from the whole of its range, all its ends among them."""
     b, c, d = draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(st.integers(8, 40))
     sizes = [draw(st.integers(int(0.7 * d), d)) for _ in range(b)]
     offsets = [[draw(st.integers(0, d - size)) for size in sizes] for _ in range(2)]
@@ -99,7 +101,9 @@ def test_every_gradient_is_finite_and_stays_within_the_crop(batch):
 @given(st.integers(1, 50), st.integers(1, 600), seeds)
 def test_every_phi_lies_within_its_image(b, d, seed):
     size, j1, j2 = sample_phi(b, d, torch.Generator().manual_seed(seed))
-    assert ((int(0.7 * d + 1e-9) <= size) & (size <= d) & (0 <= j1) & (j1 <= d - size) & (0 <= j2) & (j2 <= d - size)).all()
+    assert (int(0.7 * d + 1e-9) <= size).all() and (size <= d).all()
+    for j in (j1, j2):
+        assert (0 <= j).all() and (j <= d - size).all()
 
 
 # ---------------------------------------------------------------- files
@@ -111,11 +115,13 @@ RAMP = np.arange(12 * 12, dtype=np.uint8).reshape(12, 12)
 def real_files():
     """[(ending, bytes)]: one of every kind that data.py reads."""
     files = []
-    for ending, options in ((".png", {}), (".jpg", {}), (".tif", {}), (".tif", {"compression": "tiff_lzw"}), (".png", {"bits": 4})):
+    for ending, options in ((".png", {}), (".jpg", {}), (".tif", {}),
+                            (".tif", {"compression": "tiff_lzw"}), (".png", {"bits": 4})):
         for mode in ("L", "RGB", "P"):
             if (ending, mode) != (".jpg", "P"):
                 file = io.BytesIO()
-                Image.fromarray(RAMP).convert(mode).save(file, data.Image.registered_extensions()[ending], **options)
+                kind = Image.registered_extensions()[ending]
+                Image.fromarray(RAMP).convert(mode).save(file, kind, **options)
                 files.append((ending, file.getvalue()))
     for values in (RAMP, RAMP.astype(np.float32), np.asfortranarray(RAMP.astype(">i2"))):
         file = io.BytesIO()
@@ -127,7 +133,9 @@ def real_files():
 @cache
 def real_h5s():
     plain, packed = io.BytesIO(), io.BytesIO()
-    for place, options, names in ((plain, {}, ["a_1", "b_2"]), (packed, {"compression": "gzip", "fletcher32": True}, np.array([b"a_1", b"b_2"]))):
+    checked = {"compression": "gzip", "fletcher32": True}
+    for place, options, names in ((plain, {}, ["a_1", "b_2"]),
+                                  (packed, checked, np.array([b"a_1", b"b_2"]))):
         with h5py.File(place, "w") as file:
             for which in data.SETS:
                 file.create_dataset(which, data=np.stack([RAMP] * 2), **options)
@@ -137,18 +145,21 @@ def real_h5s():
 
 @st.composite
 def damaged(draw, files):
-    """A real file, some bytes of which are changed, cut out or doubled, and perhaps its end lost."""
+    """A real file with some bytes changed, cut out or doubled, and perhaps without its end."""
     ending, content = draw(st.sampled_from(files()))
     content = bytearray(content)
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, len(content) - 1) | st.integers(0, min(150, len(content) - 1)))
         length = draw(st.sampled_from((1, 1, 2, 4, 8)))
-        content[at:at + length] = draw(st.binary(min_size=length, max_size=length) | st.sampled_from((b"", b"\xff" * 4, bytes(8))))
+        changed = st.binary(min_size=length, max_size=length)
+        content[at:at + length] = draw(changed | st.sampled_from((b"", b"\xff" * 4, bytes(8))))
     return ending, bytes(content[:draw(st.just(None) | st.integers(0, len(content)))])
 
 
 foreign = st.tuples(st.sampled_from(data.ENDINGS), st.binary(max_size=60))
-headed = st.sampled_from(((".png", b"\x89PNG\r\n\x1a\n"), (".jpg", b"\xff\xd8\xff"), (".tif", b"II*\0\x08\0\0\0"), (".npy", b"\x93NUMPY\x01\0"))).flatmap(
+HEADS = ((".png", b"\x89PNG\r\n\x1a\n"), (".jpg", b"\xff\xd8\xff"),
+         (".tif", b"II*\0\x08\0\0\0"), (".npy", b"\x93NUMPY\x01\0"))
+headed = st.sampled_from(HEADS).flatmap(
     lambda kind: st.binary(max_size=60).map(lambda rest: (kind[0], kind[1] + rest)))
 
 
@@ -164,7 +175,8 @@ def test_any_bytes_are_an_image_or_refused_in_one_sentence(file):
         except ValueError as refusal:
             assert str(refusal).startswith(f"{path}: ")
         else:
-            assert type(grey) is np.ndarray and grey.dtype == np.uint8 and grey.ndim == 2 and 2 <= min(grey.shape) <= max(grey.shape) <= 8192
+            assert type(grey) is np.ndarray and grey.dtype == np.uint8 and grey.ndim == 2
+            assert 2 <= min(grey.shape) <= max(grey.shape) <= 8192
 
 
 @settings(some, max_examples=150)
@@ -179,15 +191,19 @@ def test_any_h5_is_a_set_of_images_or_refused_with_exit_code_2(file):
             assert end.code == 2
         else:
             assert all(len(images[s]) == len(names[s]) for s in data.SETS)
-            assert all(image.shape == (8, 8) and image.dtype == np.uint8 for s in data.SETS for image in images[s])
+            for image in (image for s in data.SETS for image in images[s]):
+                assert image.shape == (8, 8) and image.dtype == np.uint8
 
 
 @some
-@given(st.sampled_from("? u1 >u2 u4 u8 i1 <i2 i4 >i8 f2 f4 >f8".split()), st.integers(2, 20), st.integers(2, 20), seeds, st.booleans())
+@given(st.sampled_from("? u1 >u2 u4 u8 i1 <i2 i4 >i8 f2 f4 >f8".split()), st.integers(2, 20),
+       st.integers(2, 20), seeds, st.booleans())
 def test_any_image_of_numbers_is_spread_over_all_grey_levels(dtype, h, w, seed, extreme):
     rng, dtype = np.random.default_rng(seed), np.dtype(dtype)
     bits = rng.integers(0, 256, h * w * dtype.itemsize, dtype=np.uint8).tobytes()
-    values = np.frombuffer(bits, dtype).reshape(h, w) if extreme and dtype.kind != "b" else rng.uniform(0, 99, (h, w)).astype(dtype)
+    values = rng.uniform(0, 99, (h, w)).astype(dtype)
+    if extreme and dtype.kind != "b":
+        values = np.frombuffer(bits, dtype).reshape(h, w)
     try:
         grey = data.to_grey_levels(values, "x")
     except ValueError as refusal:
@@ -198,7 +214,8 @@ def test_any_image_of_numbers_is_spread_over_all_grey_levels(dtype, h, w, seed, 
             assert np.array_equal(grey, values)
         else:
             assert (grey.min(), grey.max()) == ((0, 255) if values.min() < values.max() else (0, 0))
-            assert (np.diff(grey.flatten()[values.argsort(axis=None)].astype(int)) >= 0).all()  # the order stays
+            in_order = grey.flatten()[values.argsort(axis=None)].astype(int)
+            assert (np.diff(in_order) >= 0).all()
 
 
 @settings(some, max_examples=150)
@@ -206,7 +223,8 @@ def test_any_image_of_numbers_is_spread_over_all_grey_levels(dtype, h, w, seed, 
 def test_any_image_fits_any_size_without_wrapping_around(h, w, size, seed, harsh):
     rng = np.random.default_rng(seed)
     low, high = sorted(rng.integers(0, 256, 2))
-    grey = (rng.integers(0, 2, (h, w)) * 255 if harsh else rng.integers(low, high + 1, (h, w))).astype(np.uint8)
+    grey = rng.integers(0, 2, (h, w)) * 255 if harsh else rng.integers(low, high + 1, (h, w))
+    grey = grey.astype(np.uint8)
     out, side = data.fit(grey, size), max(h, w)
     assert out.shape == (size, size) and out.dtype == np.uint8
     square = np.full((side, side), grey.min())
@@ -215,8 +233,9 @@ def test_any_image_fits_any_size_without_wrapping_around(h, w, size, seed, harsh
         assert grey.min() <= out.min() and out.max() <= grey.max()  # means of boxes
     if size == side:
         assert np.array_equal(out, square)
-    if size >= side:  # bicubic overshoots, but a wrapped 256 or -1 would be far off: bilinear shows where it belongs
-        near = np.asarray(Image.fromarray(square).resize((size, size), Image.Resampling.BILINEAR)).astype(int)
+    if size >= side:  # bicubic overshoots, but a wrapped 256 or -1 is far off what bilinear shows
+        near = Image.fromarray(square).resize((size, size), Image.Resampling.BILINEAR)
+        near = np.asarray(near).astype(int)
         assert np.abs(out - near).max() <= 0.5 * (int(grey.max()) - int(grey.min())) + 1
 
 
@@ -224,8 +243,10 @@ def test_any_image_fits_any_size_without_wrapping_around(h, w, size, seed, harsh
 
 @st.composite
 def pairs(draw):
-    n, h, w, dtype = draw(st.integers(1, 2)), draw(st.integers(11, 24)), draw(st.integers(11, 24)), draw(TYPES)
-    kind = st.sampled_from((lambda v: 127.5 * v + 127.5, lambda v: 255.0 * (v > 0), lambda v: (v > 2) * 1.0, lambda v: 255 - v.abs()))
+    n, dtype = draw(st.integers(1, 2)), draw(TYPES)
+    h, w = draw(st.integers(11, 24)), draw(st.integers(11, 24))
+    kind = st.sampled_from((lambda v: 127.5 * v + 127.5, lambda v: 255.0 * (v > 0),
+                            lambda v: (v > 2) * 1.0, lambda v: 255 - v.abs()))
     return [draw(kind)(noise((n, 1, h, w), draw(seeds))).to(dtype) for _ in range(2)]
 
 
@@ -233,14 +254,16 @@ def pairs(draw):
 @given(pairs())
 def test_ssim_is_symmetric_within_one_and_one_for_equal_images(pair):
     a, b = pair
-    assert (ssim(a, b).abs() <= 1 + 1e-5).all() and torch.allclose(ssim(a, b), ssim(b, a)) and torch.allclose(ssim(a, a), torch.ones_like(a[:, 0, 0, 0]))
+    assert (ssim(a, b).abs() <= 1 + 1e-5).all() and torch.allclose(ssim(a, b), ssim(b, a))
+    assert torch.allclose(ssim(a, a), torch.ones_like(a[:, 0, 0, 0]))
 
 
 @some
 @given(pairs())
 def test_psnr_is_symmetric_infinite_for_equal_images_and_0_at_worst(pair):
     a, b = pair
-    assert torch.equal(psnr(a, b), psnr(b, a)) and (psnr(a, b) >= 0).all() and psnr(a, a).isinf().all()
+    assert torch.equal(psnr(a, b), psnr(b, a)) and (psnr(a, b) >= 0).all()
+    assert psnr(a, a).isinf().all()
 
 
 @some
@@ -248,12 +271,14 @@ def test_psnr_is_symmetric_infinite_for_equal_images_and_0_at_worst(pair):
 def test_perturbed_images_stay_in_range_and_come_from_the_generator_alone(pair, scenario, seed):
     x, before = pair[0], pair[0].clone()
     one, again = (perturb(x, scenario, torch.Generator().manual_seed(seed)) for _ in range(2))
-    assert torch.equal(one, again) and torch.equal(x, before) and one.shape == x.shape and one.dtype == x.dtype
+    assert torch.equal(one, again) and torch.equal(x, before)
+    assert one.shape == x.shape and one.dtype == x.dtype
     assert (0 <= one).all() and (one <= 255).all()
 
 
 @settings(some, max_examples=200)
-@given(st.integers(2, 20).flatmap(lambda n: st.tuples(*[st.lists(st.floats(allow_nan=False, allow_infinity=False, width=32), min_size=n, max_size=n)] * 2)))
+@given(st.integers(2, 20).flatmap(lambda n: st.tuples(*[st.lists(
+    st.floats(allow_nan=False, allow_infinity=False, width=32), min_size=n, max_size=n)] * 2)))
 def test_pearson_is_within_one_or_undefined(lists):
     value = pearson(*lists)
     assert value is None or -1 - 1e-9 <= value <= 1 + 1e-9

@@ -115,17 +115,18 @@ def test_defaults_are_the_papers():
     paper = dict(p=10, size=256, batch=8, updates=15000, critic_steps=15, lr_g=5e-5, lr_c=2e-5,
                  width=16, critic_width=32, method="uapi")
     for name, value in paper.items():
-        assert defaults[name] == value, f"Sec. 3.4: {name} is {defaults[name]}, the paper has {value}"
+        assert defaults[name] == value, f"{name}: {defaults[name]}, Sec. 3.4 has {value}"
 
 
 def test_optimisers_are_the_papers_adam():
     state = train.build(TINY)
-    for optimiser, network, lr in ((state.opt_G, state.theta, 5e-5), (state.opt_f, state.omega, 2e-5)):
+    for optimiser, networks, lr in ((state.opt_G, state.theta, 5e-5),
+                                    (state.opt_f, state.omega, 2e-5)):
         group, = optimiser.param_groups
         assert isinstance(optimiser, torch.optim.Adam) and group["lr"] == lr
         assert group["betas"] == (0, 0.9), f"Sec. 3.4: beta 0 and 0.9, found {group['betas']}"
         assert group["eps"] == 1e-8 and group["weight_decay"] == 0 and not group["amsgrad"]
-        assert [id(w) for w in group["params"]] == [id(w) for w in network.parameters()]
+        assert [id(w) for w in group["params"]] == [id(w) for w in networks.parameters()]
     assert state.step == 0 and state.seconds == 0 and state.history == {}
 
 
@@ -168,7 +169,7 @@ def test_critic_updates_move_omega_alone_and_generator_updates_theta_alone():
     events, _, config = watched_run()
     steps = of(events, "step")
     order = (["f"] * config["critic_steps"] + ["G"]) * config["updates"]
-    assert [step["network"] for step in steps] == order, "Sec. 3.4: n_c critic updates, then one of G"
+    assert [step["network"] for step in steps] == order, "Sec. 3.4: n_c critic updates, then G"
     for step in steps:
         assert step["moved"] == {"G": step["network"] == "G", "f": step["network"] == "f"}
 
@@ -357,7 +358,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does():
         assert equal(one[part], other[part]), f"{part} differ"
 
 
-# ---------------------------------------------------------------- Sec. 4.2: the twin loop (baselines.py)
+# ---------------------------------------------------------------- Sec. 4.2: the twin, baselines.py
 
 def test_both_loops_end_on_the_same_weights_given_the_papers_risks():
     """Eq. 5 and Eq. 6 or 9 in place of the compared methods' risks. PI's generator needs no y, so
