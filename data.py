@@ -367,8 +367,8 @@ def draw(images, b, generator, device):
 # ---------------------------------------------------------------- phantoms
 
 #             air  scalp skull  CSF  grey  white     (grey levels / 255)
-T1 = np.array([.02, .88, .10, .17, .50, .74])
-T2 = np.array([.02, .52, .07, .92, .60, .38])
+T1 = np.array([.02, .88, .10, .28, .50, .74])
+T2 = np.array([.02, .75, .07, .92, .60, .38])
 NOISE = np.array([.003, .02, .008, .06, .03, .012])  # Laplace scale of the target's noise
 
 
@@ -392,11 +392,11 @@ def head(z, side, fields):
     folds = np.abs(np.cos(2 * z) * folds_a + np.sin(2 * z) * folds_b)  # small along the sulci
     depth = np.clip((radius - .38) / .42, 0, 1)  # 0 deep inside, 1 at the cortex
     label = np.zeros((side, side), np.int64)
-    for tissue, edge in ((1, 1.00), (2, .93), (3, .865), (5, .82)):
+    for tissue, edge in ((1, 1.00), (2, .89), (3, .79), (5, .74)):
         label[radius < edge] = tissue
-    label[(radius < .82) & ((folds < .80 * depth) | (radius > .76))] = 4
-    label[(radius < .82) & (folds < .15 * depth)] = 3
-    label[(np.abs(u) < .012) & (radius < .82) & (np.abs(v) > .30)] = 3  # between the hemispheres
+    label[(radius < .74) & ((folds < .80 * depth) | (radius > .68))] = 4
+    label[(radius < .74) & (folds < .15 * depth)] = 3
+    label[(np.abs(u) < .012) & (radius < .74) & (np.abs(v) > .30)] = 3  # between the hemispheres
     w = np.abs(u)  # mirror images: left and right
     label[np.hypot((v + .02) / .17, (w - .17) / .085) < 1.1 - .8 * z] = 4  # thalami
     label[np.hypot((v + .27) / .12, (w - .16) / .05) < 1.2 - .9 * z] = 4   # caudate heads

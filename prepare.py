@@ -1,17 +1,22 @@
-"""From the archives to slices (Sec. 4.1): raw IXI, fastMRI and CQ500 become the folder that train.py reads.
+"""From the archives to slices (Sec. 4.1): raw IXI, fastMRI and CQ500 become what train.py reads.
 
-    python prepare.py ixi      --t1 IXI-T1/ --t2 IXI-T2/ --out ixi_slices/
-    python prepare.py fastmri  --volumes singlecoil_train/ singlecoil_val/ --out knee_slices/
-    python prepare.py mri2ct   --t1 IXI-T1/ --ct CQ500/ --out mri2ct_slices/
+    python prepare.py ixi     --t1 IXI-T1/ --t2 IXI-T2/ --out ixi_slices/
+    python prepare.py fastmri --volumes singlecoil_val/ --out knee_slices/
+    python prepare.py mri2ct  --t1 IXI-T1/ --ct CQ500/ --out mri2ct_slices/
 
-OUT/input/*.png, OUT/target/*.png, OUT/evaluation/NAME_input.png and NAME_target.png, 8-bit grey, 256x256, and
-OUT/manifest.json: who went where, and every choice made. With --out NAME.h5: one file, and NAME.json beside it.
-The same command again goes on where it stopped. Brains lie with the nose up and the patient's left on the right, as
-radiologists look at them; the authors' own sample lies with the nose down, so do not mix the two.
+--t1, --t2: SUBJECT-T1.nii.gz at any depth. --volumes: .h5 files of fastMRI's single-coil train and
+val. --ct: for every patient a folder of DICOM files, as in CQ500, or a NIfTI file in HU; RLE and
+JPEG 2000 work as installed, lossless JPEG with pylibjpeg. --out gets input/*.png, target/*.png,
+evaluation/NAME_input.png and NAME_target.png, and manifest.json with every choice; NAME.h5 is one
+file, beside it NAME.json and the preview NAME.png. The same command goes on where it stopped and
+tries again what could not be used; --limit, a first look, needs its own --out. In mri2ct an IXI T1
+gives some 154 slices, where Sec. 4.1 counts 79. Brains lie nose up, their left on the right, as
+radiologists look at them; the authors' own sample lies nose down: do not mix the two.
 """
 import argparse
 import contextlib
 import glob
+import gzip
 import hashlib
 import json
 import os
@@ -19,7 +24,6 @@ import re
 import shutil
 import sys
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 
@@ -29,20 +33,25 @@ from PIL import Image
 
 from data import SETS, fail, find_images, patient, picture_grid, progress
 
+PARTS = ("input", "target", "evaluation")
 ACQUISITION = "CORPD_FBK"  # coronal proton density without fat suppression, as in Sec. 4.1
-# The percentile that becomes white. Sec. 4.2, taken literally, has 100; but then a few voxels of fat and vessels press an
-# IXI brain into the lower third of the greys.
+# Becomes white. Sec. 4.2 has 100; but a few voxels of fat then press a brain into the lower greys.
 WHITE = 99.9
-AIR = -1024  # Hounsfield units; below lies only padding outside the scanner's circle (-1500, -2000 or worse)
-UNFIT = re.compile(r"(?:[^\w.-]|_)+")  # for names of patients: blanks, and underscores, which end them in a slice's name
+AIR = -1024  # Hounsfield units; below lies only padding outside the scanner's circle
+UNFIT = re.compile(r"(?:[^\w.-]|_)+")  # in names: blanks, and underscores, which end a patient's
 NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
-# what hospitals write into the description of a CT series, here in lower case; CQ500 has some 80 spellings
-PLAIN = re.compile(r"plain|\bpre\b|pre.?contrast|non.?contrast|\bncct\b|without|\bw/?o\b|unenhanced|\bc-(?!\d)")
-CONTRAST = re.compile(r"contrast|post(?!erior|.?fossa)|angio|\bcta\b|cect|\bc\b|\biv\b|\boral\b|\d ?cc\b|perf|venous|arter")
+# Descriptions of CT series, in lower case; CQ500 has some 80. PLAIN takes along what it denies.
+PLAIN = re.compile(
+    r"(plain|\bpre(?=\b|contrast)|\bnon?(?=\W?(contrast|enhanced|iv\b|ce\b))|\bncct\b|unenhanced"
+    r"|without|\bw/?o\b|\bc-(?!\d)|\bs/c\b|\bnati[vf]|\b(sin|sem|sans|senza|ohne|zonder)\b)"
+    r"(\W*(or )?(contrast\w*|enhanced|agent|injection|iv|oral|ce|km|mdc|c)\b)*")
+CONTRAST = re.compile(
+    r"contrast|enhanced|inject|post(?!erior|.?fossa|.?op|.?trauma)|angio|cect|perf|venous|arter"
+    r"|\d ?cc\b|\b(cta|c|ce|km|mdc|iv|oral|with|mit|con|avec)\b|\bw *(and|[&/+]|$)|[d&/+] *w\b")
 SHARP = re.compile(r"bone|hi.?res|hrct|sharp|lung|edge|\bh[67]\d|\bfc[38]\d")
 
 
-# ---------------------------------------------------------------- who goes where, which slices, which greys
+# ---------------------------------------------------------------- who goes where, slices, greys
 
 def core(n):
     """The core 60 % (Sec. 4.1) of n slices. Of 130: 26..103, as in the authors' sample."""
@@ -50,72 +59,77 @@ def core(n):
 
 
 def shuffled(names, args):
-    """In an order that depends on names and seed alone: NumPy has frozen RandomState's stream for good."""
+    """In an order that names and seed decide: NumPy has frozen RandomState's stream for good."""
     names = sorted(names)[:args.limit]
     return [names[i] for i in np.random.RandomState(args.seed % 2 ** 32).permutation(len(names))]
 
 
 def split(patients, args):
-    """Patients -> {part: sorted list}, disjoint: 10 % for evaluation (Sec. 4.1), the others half and half. Two patients:
-    nobody is left for evaluation. One: a pair to look at, and nobody to train on."""
+    """Patients -> {part: sorted list}: 10 % for evaluation (Sec. 4.1), the others half and half. Of
+    two patients nobody is left for evaluation; one is a pair to look at, nobody to train on."""
     order = shuffled(patients, args)
     held = 0 if len(order) == 2 else max(1, round(len(order) / 10))
-    middle = held + (len(order) - held + 1) // 2
-    return {"input": sorted(order[held:middle]), "target": sorted(order[middle:]), "evaluation": sorted(order[:held])}
+    half = held + (len(order) - held + 1) // 2
+    return dict(zip(PARTS, map(sorted, (order[held:half], order[half:], order[:held]))))
 
 
-def to_grey(stack, kind, args):
-    """Core slices of one volume [n,h,w] -> one by one, float32 [h,w] in [0,255]: CT through its window, MRI on one scale
-    for the whole volume or, as the authors' sample has it, from minimum to maximum of every slice."""
-    if stack.min() == stack.max():
-        raise ValueError("all voxels of its core slices have one value; if it is a T1, does it lie where its T2 lies?")
-    low, high = np.percentile(stack[:, ::2, ::2], [100 - WHITE, WHITE])  # of every fourth pixel, which spares a copy
+def grey_limits(stack, kind, args):
+    """[n,h,w] -> what becomes 0 and 255: the window of CT, or the range of an MRI's core slices;
+    None: every slice has its own, as in the authors' sample."""
     if kind == "ct":
-        low, high = args.centre - args.width / 2, args.centre + args.width / 2
-    for picture in stack:
-        if kind != "ct" and args.normalise == "slice":
-            low, high = picture.min(), picture.max()
-        yield np.clip((picture - float(low)) / max(float(high - low), 1e-12) * 255, 0, 255)
+        return [args.centre - args.width / 2, args.centre + args.width / 2]
+    if args.normalise == "volume":  # strides spare a copy
+        return np.percentile(stack[:, ::2, ::2], [100 - WHITE, WHITE]).tolist()
 
 
-def fit_square(picture, spacing, size):
-    """float32 [h,w] in [0,255], mm between rows and between columns -> uint8 [size,size], pixels as wide as high, padded
-    with black. Pillow's bicubic averages when it shrinks: from 320 to 256 it errs by half as much as the box filter."""
+def fit_square(picture, spacing, size, limits):
+    """float32 [h,w], mm between rows and columns -> uint8 [size,size] of square pixels, and limits.
+    Pillow's bicubic averages when it shrinks: from 320 to 256 it errs half as much as a box."""
+    def to_grey(values, low, high):
+        return np.clip((values - low) / max(high - low, 1e-12) * 255, 0, 255)
+    picture = to_grey(picture, *limits) if limits else np.ascontiguousarray(picture)
     sides = picture.shape * np.array(spacing)
     h, w = (max(1, round(size * side / sides.max())) for side in sides)
-    resized = Image.fromarray(np.ascontiguousarray(picture)).resize((w, h), Image.Resampling.BICUBIC)
+    small = np.asarray(Image.fromarray(picture).resize((w, h), Image.Resampling.BICUBIC))
+    # a slice's own limits are those of its shrunk pixels, less bicubic's overshoot
+    own = [float(max(small.min(), picture.min())), float(min(small.max(), picture.max()))]
+    grey = np.rint(to_grey(small, *([0, 255] if limits else own))).astype(np.uint8)
     top, left = (size - h) // 2, (size - w) // 2
-    grey = np.rint(np.clip(resized, 0, 255)).astype(np.uint8)
-    return np.pad(grey, ((top, size - h - top), (left, size - w - left)))
+    return np.pad(grey, ((top, size - h - top), (left, size - w - left))), limits or own
 
 
 # ---------------------------------------------------------------- readers
-# Each takes the file or files of one volume -> (core slices float32 [n,rows,columns], affine from [slice, row, column] to
-# mm, the slices' numbers in the volume, notes for the manifest). ValueError: the reason why it cannot be used.
+# Each -> (core slices of a volume float32 [n,rows,columns], affine from [slice, row, column] to mm,
+# the slices' numbers in the volume, notes for the manifest). ValueError: why it cannot be used.
 
 @contextlib.contextmanager
 def reading(path):
-    """Names the file in whatever is wrong with it: nibabel, pydicom and h5py let errors of zlib, struct and others through."""
+    """Names file and folder in what goes wrong: the libraries raise errors of all kinds."""
     try:
         yield
     except Exception as error:
-        raise ValueError(f"{path.name} cannot be used ({type(error).__name__}: {' '.join(str(error).split())[:300]})")
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise ValueError(f"{path.parent.name}/{path.name} cannot be used ({why})") from None
 
 
 def upright(voxels, affine):
-    """-> [slice from bottom to top, row from front to back, column from right to left], and the affine of that."""
-    from nibabel import orientations
-    turn = orientations.ornt_transform(orientations.io_orientation(affine), orientations.axcodes2ornt("SPL"))
-    return orientations.apply_orientation(voxels, turn), affine @ orientations.inv_ornt_aff(turn, voxels.shape)
+    """-> [slice from bottom to top, row from front to back, column right to left], its affine."""
+    from nibabel import orientations as turns
+    turn = turns.ornt_transform(turns.io_orientation(affine), turns.axcodes2ornt("SPL"))
+    return turns.apply_orientation(voxels, turn), affine @ turns.inv_ornt_aff(turn, voxels.shape)
 
 
 def read_nifti(path):
     """-> all slices, upright, and their affine. NaN and infinities become the smallest value."""
     import nibabel
     with reading(path):
+        if path.suffix.lower() == ".gz":  # to the checksum at its end, which nibabel never reads
+            with gzip.open(path) as stream, open(os.devnull, "wb") as nowhere:
+                shutil.copyfileobj(stream, nowhere)
         image = nibabel.load(path)
-        if np.prod(image.shape[3:]) != 1 or not (image.header["sform_code"] or image.header["qform_code"]):
-            raise ValueError(f"shape {image.shape}; one 3-D volume is wanted, with sform or qform to say which way up it is")
+        placed = image.header["sform_code"] or image.header["qform_code"]
+        if np.prod(image.shape[3:]) != 1 or not placed:
+            raise ValueError(f"{image.shape}; one 3-D volume is wanted, placed by sform or qform")
         voxels = image.get_fdata(dtype=np.float32, caching="unchanged").reshape(image.shape[:3])
         finite = np.isfinite(voxels)
         voxels[~finite] = voxels.min(where=finite, initial=np.inf)
@@ -123,36 +137,37 @@ def read_nifti(path):
 
 
 def brain(path, grid_path=None):
-    """A NIfTI volume on the core axial slices of its own grid or, linearly interpolated, of another volume's: IXI's T1 is
-    stored sagittal, its T2 axial, in planes some 13 degrees apart. Both affines lead there; nothing is registered."""
+    """A NIfTI volume on the core axial slices of its own grid or, interpolated, of another's: IXI's
+    T1 is stored sagittal, its T2 axial, some 13 degrees apart. Nothing is registered."""
     from scipy import ndimage
     stack, affine = read_nifti(grid_path or path)
-    kept = core(len(stack))
+    kept, notes = core(len(stack)), {"file": path.name}
     if not grid_path:
-        return stack[kept.start:kept.stop], affine, kept, {"file": path.name}
+        return stack[kept.start:kept.stop], affine, kept, notes
     shape = len(kept), *stack.shape[1:]
     del stack  # so that both volumes and the result are never in memory together
     stack, own = read_nifti(path)
     step = np.linalg.inv(own) @ affine
-    start = step[:3, 3] + step[:3, 0] * kept.start
-    stack = ndimage.affine_transform(stack, step[:3, :3], start, shape, order=1, cval=float(stack.min()))
-    return stack, affine, kept, {"file": path.name, "resampled_onto": grid_path.name}
+    start, air = step[:3, 3] + step[:3, 0] * kept.start, float(stack.min())
+    stack = ndimage.affine_transform(stack, step[:3, :3], start, shape, order=1, cval=air)
+    return stack, affine, kept, notes | {"resampled_onto": grid_path.name}
 
 
-def column_mask(name, columns):
-    """4x random mask (Sec. 4.1) -> bool [columns], drawn by the file's name: the central 8 %, and others until a quarter is
-    reached. Reference 3 tosses a coin for every column and reaches 4x on average only; Sec. 4.1 says 25 %."""
-    central = round(0.08 * columns)
-    mask = np.zeros(columns, bool)
-    mask[columns // 2 - central // 2:][:central] = True
-    generator = np.random.RandomState(np.frombuffer(hashlib.sha256(name.encode()).digest(), "<u4"))
-    mask[generator.permutation(np.flatnonzero(~mask))[:round(columns / 4) - central]] = True
-    return mask
+def column_mask(name, measured):
+    """4x random mask (Sec. 4.1), drawn by the file's name: of the measured columns, bool [w], the
+    central 8 % and others up to a quarter. Reference 3 draws every column: 4x on average."""
+    central = round(0.08 * measured.sum())
+    mask = np.zeros(len(measured), bool)
+    mask[len(mask) // 2 - central // 2:][:central] = True
+    bits = np.frombuffer(hashlib.sha256(name.encode()).digest(), "<u4")
+    others = np.random.RandomState(bits).permutation(np.flatnonzero(measured & ~mask))
+    mask[others[:round(measured.sum() / 4) - central]] = True
+    return mask & measured
 
 
 def reconstruct(kspace, side=320):
-    """Complex k-space [h,w], zero frequency in the middle -> magnitude [side,side], or less where k-space is smaller. The
-    readout is oversampled, so that k-space has twice the image's rows; the crop comes before the magnitude."""
+    """Complex k-space [h,w], zero frequency in the middle -> magnitude [side,side] or less. It is
+    oversampled, with twice the image's rows; the crop comes before the magnitude."""
     image = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(kspace), norm="ortho"))
     h, w = (min(side, n) for n in image.shape)
     top, left = (image.shape[0] - h) // 2, (image.shape[1] - w) // 2
@@ -160,38 +175,56 @@ def reconstruct(kspace, side=320):
 
 
 def knee(path, accelerated):
-    """A fastMRI volume, read slice by slice: zero-filled or fully sampled. Each is scaled to grey on its own: who has only
-    the undersampled scan does not know the other (the scales differ by 2 to 5 %, which costs a pair less than 0.1 dB)."""
+    """A fastMRI volume, zero-filled or fully sampled, each scaled to grey on its own: who has one
+    does not know the other (scales differ by 2 to 5 %, less than 0.1 dB a pair)."""
     with reading(path), h5py.File(path) as file:
         kspace, undersampled = file["kspace"], "mask" in file
         if kspace.ndim != 3 or kspace.dtype.kind != "c" or undersampled:
-            raise ValueError(f"{kspace.dtype} {kspace.shape}, {undersampled=}; single-coil train and val releases are wanted")
-        mask = column_mask(path.name, kspace.shape[2]) if accelerated else np.ones(kspace.shape[2], bool)
+            raise ValueError(f"{kspace.shape}, {undersampled=}; wants single-coil train and val")
+        measured = np.any(kspace[len(kspace) // 2], axis=0)  # older files hold columns of zeros
+        mask = column_mask(path.name, measured) if accelerated else measured
         kept = core(len(kspace))
         stack = np.stack([reconstruct(kspace[k] * mask) for k in kept])
-    return stack, np.eye(4), kept, {"file": path.name, "acceleration": round(len(mask) / int(mask.sum()), 3)}
+    notes = {"file": path.name}
+    if accelerated:
+        notes |= {"acceleration": round(float(measured.sum() / max(1, mask.sum())), 3),
+                  "measured": int(measured.sum()), "columns": np.flatnonzero(mask).tolist()}
+    return stack, np.eye(4), kept, notes
 
 
 def ct(paths):
-    """The CT of one patient in Hounsfield units: the NIfTI file if there is one, else the best of the DICOM series. Gantry
-    tilt, uneven distances, table and head holder stay as acquired, as in Sec. 4.1."""
-    if volumes := [path for path in paths if NIFTI.search(path.name)]:
-        stack, affine, kept, notes = brain(volumes[0])
-    else:
-        series, notes = choose_series(paths)
-        kept, affine = core(len(series)), np.eye(4)
-        lengths = [1, *map(float, series[0].PixelSpacing)]
-        affine[:3, :3] = directions(series[0]).T * lengths * [[-1], [-1], [1]]  # DICOM counts to the patient's left and back
-        stack, affine = upright(np.stack([hounsfield(Path(series[k].filename)) for k in kept]), affine)
-    return np.maximum(stack, AIR), affine, kept, notes
+    """A patient's CT in Hounsfield units: the best plain axial DICOM series that can be read, else
+    a NIfTI file. Gantry tilt, uneven distances, table and head holder stay, as in Sec. 4.1."""
+    niftis = [path for path in paths if NIFTI.search(path.name)]
+    readers, found = plain_series([path for path in paths if path not in niftis])
+    for read in readers + [partial(brain, path) for path in niftis]:
+        try:
+            stack, affine, kept, notes = read()
+            if "file" in notes and stack.min() >= -500:
+                raise ValueError(f"{notes['file']}: nothing below -500; not in HU, or without air")
+            return np.maximum(stack, AIR, out=stack), affine, kept, notes | {"found": found}
+        except ValueError as error:
+            found.append(str(error))
+    raise ValueError(f"no plain axial CT series: {'; '.join(found)}")
+
+
+def read_series(title, headers):
+    """headers: of one slice after the other, from bottom to top."""
+    affine, kept = np.eye(4), core(len(headers))
+    with reading(Path(headers[0].filename)):  # DICOM counts to the patient's left and back
+        lengths = [1, *map(float, headers[0].PixelSpacing)]
+        affine[:3, :3] = directions(headers[0]).T * lengths * [[-1], [-1], [1]]
+    stack = np.stack([hounsfield(Path(headers[k].filename)) for k in kept])
+    return *upright(stack, affine), kept, {"series": title, "slices_acquired": len(headers)}
 
 
 def hounsfield(path):
-    """A padding value denser than bone is air; one that tissue has too is not believed: it would punch holes."""
+    """Padding denser than bone is air; padding that tissue has too would punch holes, and stays."""
     import pydicom
     with reading(path):
         image = pydicom.dcmread(path)
-        hu = image.pixel_array * np.float32(image.get("RescaleSlope") or 1) + np.float32(image.RescaleIntercept)
+        slope, intercept = np.float32([image.get("RescaleSlope") or 1, image.RescaleIntercept])
+        hu = image.pixel_array * slope + intercept
         if hu.ndim != 2:
             raise ValueError(f"its pixels are {hu.shape}; one slice a file is wanted")
         hu[(image.pixel_array == image.get("PixelPaddingValue")) & (hu >= 3000)] = AIR
@@ -199,223 +232,320 @@ def hounsfield(path):
 
 
 def directions(header):
-    """-> unit vectors [3,3] from slice to slice (upwards), from row to row, from column to column."""
-    along_row, along_column = np.array(header.get("ImageOrientationPatient") or np.zeros(6), float).reshape(2, 3)
-    up = np.cross(along_row, along_column)
-    return np.stack([up * np.sign(up[2]), along_column, along_row])
+    """-> unit vectors [3,3] from slice to slice, upwards, from row to row, column to column."""
+    six = np.array(header.get("ImageOrientationPatient") or np.zeros(6), float)
+    up = np.cross(six[:3], six[3:])
+    return np.stack([up * np.sign(up[2]), six[3:], six[:3]])
 
 
-def choose_series(paths):
-    """DICOM files -> (headers of the best plain axial series from bottom to top, notes); of two at one place the first."""
+def plain_series(paths):
+    """DICOM files -> (readers of plain axial series, the best first; a line on all that was found):
+    no gap; not derived, which is cut twice; of a soft kernel, since noise hides grey and white
+    matter; of most slices: Sec. 4.1 counts 130 a patient. An odd file costs only itself."""
     import pydicom
-    series = {}
+    series, found, fit = {}, [], {}
     for path in paths:
-        with reading(path):
-            header = pydicom.dcmread(path, stop_before_pixels=True)
-            # a series without description is called by its folder, whose name CQ500 made of it
-            header.title = f"{header.get('SeriesNumber') or 0} {header.get('SeriesDescription') or path.parent.name}"
-            tags = [header.get(tag) for tag in ("PatientID", "SeriesInstanceUID", "Rows", "Columns")]
-            key = *tags, "ImagePositionPatient" in header, *directions(header).round(2).flat
-        series.setdefault(key, []).append(header)
-    if len({key[0] for key in series}) > 1:
-        raise ValueError("holds several people by PatientID; give --ct the folder that has a folder for every patient")
-    found = {f"{headers[0].title}, {len(headers)} files": why_not(headers) for headers in series.values()}
-    fit = [headers for headers in series.values() if not why_not(headers)]
-    if not fit:
-        raise ValueError(f"no plain axial CT series: {found}")
-    best = min(fit, key=preference)
-    heights = {round(float(directions(h)[0] @ h.ImagePositionPatient), 2): h for h in reversed(best)}
-    return [heights[z] for z in sorted(heights)], {"series": best[0].title, "slices_acquired": len(best), "found": found}
+        try:
+            with reading(path):
+                header = pydicom.dcmread(path, stop_before_pixels=True)
+                # CQ500 makes folders "CT C" of descriptions; elsewhere C is the third of A, B, C
+                said = re.sub(r"(?<!CT )\b\w\w?\b", "", path.parent.name.replace("_", " "))
+                said = header.get("SeriesDescription") or said.strip()
+                header.title = f"{header.get('SeriesNumber') or 0} {said}"
+                axes, place = directions(header), header.get("ImagePositionPatient")
+                header.height = place and round(float(axes[0] @ np.array(place, float)), 2)
+                tags = (header.get(tag) for tag in ("SeriesInstanceUID", "Rows", "Columns"))
+                series.setdefault((*tags, not place, *axes.round(2).flat), []).append(header)
+        except ValueError as error:
+            found.append(str(error))
+    for headers in series.values():
+        first, reason = headers[0], why_not(headers)
+        title = f"{first.title}, {len(headers)} files in {Path(first.filename).parent.name}: "
+        if not reason:
+            slices = {header.height: header for header in reversed(headers)}  # of twins the first
+            reason = gap(sorted(slices)) or "whole"
+            derived = "DERIVED" in str(first.get("ImageType")).upper()
+            sharp = bool(SHARP.search(f"{first.title} {first.get('ConvolutionKernel')}".lower()))
+            rank = reason != "whole", derived, sharp, -len(slices), title + reason, len(fit)
+            fit[rank] = [slices[height] for height in sorted(slices)]
+        found.append(title + reason)
+    suspects = sum(fit.values() or series.values(), [])
+    if len({str(header.get("PatientID") or "").strip() for header in suspects} - {""}) > 1:
+        raise ValueError("holds several people by PatientID; --ct wants a folder for every patient")
+    return [partial(read_series, rank[-2], fit[rank]) for rank in sorted(fit)], found
 
 
-def preference(headers):
-    """Sorts series, the best first: as acquired before derived, which have been cut twice; soft before sharp kernels, whose
-    noise hides grey and white matter; then those of most slices: Sec. 4.1 counts 130 a patient, which only thin ones have."""
-    first = headers[0]
-    derived = "DERIVED" in (first.get("ImageType") or [])
-    sharp = bool(SHARP.search(f"{first.title} {first.get('ConvolutionKernel', '')}".lower()))
-    return derived, sharp, -len(headers), int(first.get("SeriesNumber") or 0), str(first.get("SeriesInstanceUID"))
+def gap(heights):
+    """Sorted, in mm -> where slices are missing, or None. Distances may change within a scan."""
+    steps = np.diff(heights)
+    for i, step in enumerate(steps):
+        usual = np.median(steps[max(0, i - 2):i + 3])
+        if step > 1.7 * usual:
+            missing = round(step / usual) - 1
+            return f"gap of {missing} slices from {heights[i]:g} to {heights[i + 1]:g} mm"
 
 
 def why_not(headers):
-    """The first reason for which a series is no plain axial scan, or None. Its description outranks ContrastBolusAgent,
+    """Why a series is no plain axial scan, or None. Its description outranks ContrastBolusAgent,
     which is often filled in for the whole examination, plain scan included."""
-    first, text = headers[0], headers[0].title.lower().replace("_", " ")
-    agent = str(first.get("ContrastBolusAgent") or "none").strip().lower() not in ("none", "no", "n")
-    modality = f"{first.get('Modality')} {first.get('PhotometricInterpretation')}"
-    tags = ("ImagePositionPatient", "PixelSpacing", "RescaleIntercept")
-    reasons = {
-        f"pixels are {modality}": modality != "CT MONOCHROME2",
-        "no place, pixel spacing or Hounsfield units": any(first.get(tag) is None for tag in tags),
-        "localiser": "LOCALIZER" in (first.get("ImageType") or []),
-        "not axial": abs(directions(first)[0]).argmax() != 2,
-        "contrast agent": not PLAIN.search(text) and (CONTRAST.search(text) or agent),
-        "fewer than 5 slices": len(headers) < 5}
+    first, tags = headers[0], ("ImagePositionPatient", "PixelSpacing", "RescaleIntercept")
+    left, denied = PLAIN.subn(" ", first.title.lower().replace("_", " "))  # "pre and post" is both
+    agent = str(first.get("ContrastBolusAgent") or "no").strip().lower() not in ("none", "no", "n")
+    pixels = f"{first.get('Modality')} {first.get('PhotometricInterpretation')}"
+    reasons = {f"pixels are {pixels}": pixels != "CT MONOCHROME2",
+               "no place, pixel spacing or Hounsfield units": None in map(first.get, tags),
+               "localiser": "LOCALIZER" in str(first.get("ImageType")).upper(),
+               "not axial": abs(directions(first)[0]).argmax() != 2,
+               "contrast agent": CONTRAST.search(left) or agent and not denied,
+               "fewer than 5 slices": len(headers) < 5}
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 # ---------------------------------------------------------------- archives
-# Each -> (who goes where, {beginning of a volume's slice names: {domain: (kind of slice, reader)}})
+# Each -> (who goes where, {start of slices' names: {domain: (kind, reader)}}, {unopened: reason})
 
-def listed(folder, fits, wanted):
-    """Files below a folder, sorted, so that the order on the disk decides nothing; hidden ones are left out."""
-    paths = map(Path, sorted(glob.glob(f"{glob.escape(folder)}/**", recursive=True)))
-    found = [path for path in paths if path.is_file() and fits(path)]
-    if not found:
-        fail(f"{folder}: no {wanted} in or below it; give the folder into which the archive was unpacked")
-    return found
+def listed(folders, fits, wanted):
+    """-> (folder, file below it), sorted, since the disk must not decide; no hidden files."""
+    for folder in folders:
+        paths = map(Path, sorted(glob.glob(f"{glob.escape(folder)}/**", recursive=True)))
+        found = [(folder, path) for path in paths if path.is_file() and fits(path)]
+        yield from found or fail(f"{folder}: no {wanted} in or below it; give the unpacked archive")
 
 
-def find_contrast(folder, contrast):
-    """-> {subject: its first file}, the subject being the name up to the contrast: IXI012-HH-1211-T1.nii.gz."""
-    name = re.compile(rf"(.+?)[-_]{contrast}w?([-_.].*)?\.nii(\.gz)?", re.IGNORECASE)
-    paths = listed(folder, lambda path: name.fullmatch(path.name), f"file named like IXI012-HH-1211-{contrast}.nii.gz")
-    return {UNFIT.sub("-", name.fullmatch(path.name)[1]): path for path in reversed(paths)}
+def keep_apart(places, name, place):
+    if places.setdefault(name, place) != place:
+        fail(f"{places[name]} and {place} would both be {name}; rename one or move it elsewhere")
+
+
+def by_subject(folders, contrast=None):
+    """-> {subject: file}. IXI012-HH-1211-T1.nii.gz wins over IXI012-HH-1211-T1-mask.nii.gz."""
+    form, wanted, files, spellings, places = r"(.+)()\.h5", ".h5 file", {}, {}, {}
+    if contrast:
+        form = rf"(.+?)[-_]{contrast}w?([-_.].*)?\.nii(\.gz)?"
+        wanted = f"file named like IXI012-HH-1211-{contrast}.nii.gz"
+    form = re.compile(form, re.IGNORECASE)
+    paths = [path for _, path in listed(folders, lambda path: form.fullmatch(path.name), wanted)]
+    for path in sorted(paths, key=lambda path: bool(form.fullmatch(path.name)[2])):
+        spelling = form.fullmatch(path.name)[1]
+        subject = UNFIT.sub("-", spelling)
+        keep_apart(spellings, subject, spelling)
+        keep_apart(places, path.name, path)
+        if files.setdefault(subject, path) != path:
+            print(f"{path} is left out: {files[subject].name} is taken", file=sys.stderr)
+    return files
 
 
 def ixi(args):
-    t1, t2 = find_contrast(args.t1, "T1"), find_contrast(args.t2, "T2")
+    t1, t2 = by_subject([args.t1], "T1"), by_subject([args.t2], "T2")
     both = sorted(t1.keys() & t2.keys())
-    print(f"{len(both)} subjects have T1 and T2; {len(t1.keys() ^ t2.keys())} have only one of them and are left out")
-    return split(both, args), {p: {"input": ("t1", partial(brain, t1[p], t2[p])), "target": ("t2", partial(brain, t2[p]))}
-                               for p in both}
+    print(f"{len(both)} subjects have T1 and T2; {len(t1.keys() ^ t2.keys())} are left out")
+    return split(both, args), {who: {"input": ("t1", partial(brain, t1[who], t2[who])),
+                                     "target": ("t2", partial(brain, t2[who]))} for who in both}, {}
 
 
 def fastmri(args):
-    paths = [path for folder in args.volumes for path in listed(folder, lambda p: p.suffix.lower() == ".h5", ".h5 file")]
-    volumes = {}
-    for path in paths:
-        acquisition, person = ACQUISITION, ""  # a file that cannot be opened is named when its turn comes
-        with contextlib.suppress(Exception), h5py.File(path) as file:
-            attributes = (np.asarray(file.attrs.get(name, "")) for name in ("acquisition", "patient_id"))
-            acquisition, person = (str(attribute.astype(str)) for attribute in attributes)
-        if acquisition == ACQUISITION:
-            # of the id, a hash of 64 digits, twelve tell patients apart; without one a file is a patient of its own
-            who = f"p{hashlib.sha256(person.encode()).hexdigest()[:12]}_" if person else ""
-            stem = who + UNFIT.sub("-", path.stem)
-            volumes[stem] = {"input": ("4x", partial(knee, path, True)), "target": ("full", partial(knee, path, False))}
-    print(f"{len(volumes)} of {len(paths)} volumes are of acquisition {ACQUISITION}, the others are left out")
-    return split({patient(stem) for stem in volumes}, args), volumes
+    volumes, unopened, keys = {}, {}, ("acquisition", "patient_id")
+    files = by_subject(args.volumes)
+    for stem, path in files.items():
+        try:
+            with reading(path), h5py.File(path) as file:
+                said = [str(np.asarray(file.attrs.get(key, "")).astype(str)) for key in keys]
+        except ValueError as error:
+            unopened[stem], said = str(error), [None]
+            print(f"left out: {error}", file=sys.stderr)
+        if said[0] == ACQUISITION:
+            # twelve of the id's 64 digits tell patients apart; without one a file is a patient
+            who = f"p{hashlib.sha256(said[1].encode()).hexdigest()[:12]}_" if said[1] else ""
+            volumes[who + stem] = {"input": ("4x", partial(knee, path, True)),
+                                   "target": ("full", partial(knee, path, False))}
+    print(f"{len(volumes)} of {len(files)} volumes are of acquisition {ACQUISITION}, "
+          f"{len(unopened)} cannot be opened, the others are left out")
+    return split({patient(stem) for stem in volumes}, args), volumes, unopened
 
 
 def mri2ct(args):
-    """Whatever lies directly in --ct, folder or NIfTI file, is one patient; so is --ct itself where DICOM files lie in it. One
-    level too deep, every study or series of one person would count as somebody: give the folder of all patients.
-    T1 is cut along its own axial grid: 154 slices of 0.94 mm a patient, where Sec. 4.1 counts 79."""
-    from pydicom.misc import is_dicom
+    """What lies directly in --ct is a patient; so is --ct itself where DICOM files lie in it. All
+    are drawn; the first --patients-ct that can be used count."""
+    from pydicom import dcmread, misc
 
     def fits(path):
-        return NIFTI.search(path.name) or path.suffix.lower() == ".dcm" or path.name.upper() != "DICOMDIR" and is_dicom(path)
-    t1, scans = find_contrast(args.t1, "T1"), {}
-    for folder in args.ct:
-        for path in listed(folder, fits, "DICOM or NIfTI file"):
-            first, *inside = path.relative_to(folder).parts
-            name = first if inside else NIFTI.sub("", first) if NIFTI.search(first) else Path(folder).resolve().name
-            scans.setdefault(UNFIT.sub("-", name), []).append(path)
-    if t1.keys() & scans.keys():
-        fail(f"{min(t1.keys() & scans.keys())} is the name of a T1 and of a CT patient; rename one of them")
-    mri, target = shuffled(t1, args)[:args.patients_mri], shuffled(scans, args)[:args.patients_ct]
-    print(f"{len(t1)} T1 volumes found, {len(mri)} taken; {len(scans)} CT patients found, {len(target)} taken")
+        named = NIFTI.search(path.name) or path.suffix.lower() == ".dcm"
+        return named or path.name.upper() != "DICOMDIR" and misc.is_dicom(path)
+    t1, scans, owners = by_subject([args.t1], "T1"), {}, {}
+    places = dict(t1)
+    for folder, path in listed(args.ct, fits, "DICOM or NIfTI file"):
+        first, *inside = path.relative_to(folder).parts
+        own = inside or NIFTI.search(first)
+        place = Path(folder, first) if own else Path(folder).resolve()
+        name = UNFIT.sub("-", place.name if inside else NIFTI.sub("", place.name))
+        keep_apart(places, name, place)
+        scans.setdefault(name, []).append(path)
+    for name, path in [(name, path) for name, paths in scans.items() for path in paths[:9]]:
+        with contextlib.suppress(Exception):  # what is wrong with it is said when its turn comes
+            header = dcmread(path, specific_tags=["PatientID"], stop_before_pixels=True)
+            person = str(header.PatientID).strip()
+            if person.strip("0") and not re.search("anon|unknown", person.lower()):
+                keep_apart(owners, f"one person by PatientID ({person})", places[name])
+    mri, target = shuffled(t1, args)[:args.patients_mri], shuffled(scans, args)
+    print(f"{len(t1)} T1 volumes found, {len(mri)} taken; {len(scans)} CT patients found")
     held = max(1, round(len(mri) / 10)) if len(mri) > 1 else 0
-    volumes = {p: {"input": ("t1", partial(brain, t1[p]))} for p in mri}
-    volumes |= {p: {"target": ("ct", partial(ct, scans[p]))} for p in target}
-    return {"input": sorted(mri[held:]), "target": sorted(target), "evaluation": sorted(mri[:held])}, volumes
+    volumes = {who: {"input": ("t1", partial(brain, t1[who]))} for who in mri}
+    volumes |= {who: {"target": ("ct", partial(ct, scans[who]))} for who in target}
+    return dict(zip(PARTS, (sorted(mri[held:]), target, sorted(mri[:held])))), volumes, {}
 
 
 # ---------------------------------------------------------------- the run
 
 def prepare_volume(folder, part, stem, sources, args):
-    """-> notes for the manifest. Slices are written aside first and then renamed, so that nothing half-written stays."""
-    notes = {"part": part}
+    """-> notes for the manifest. Slices are written aside, then renamed: none is half-written.
+    Those of a single grey, in a pair on both sides, are left out."""
+    notes, halves = {"part": part}, {}
+    for domain, (kind, read) in sources.items():
+        if part in (domain, "evaluation"):
+            stack, affine, numbers, notes[kind] = read()
+            limits = grey_limits(stack, kind, args)
+            spacing = np.linalg.norm(affine[:3, 1:3], axis=0)
+            squares = [fit_square(picture, spacing, args.size, limits) for picture in stack]
+            halves[domain if part == "evaluation" else kind] = [square for square, _ in squares]
+            notes[kind]["black_and_white"] = limits or [own for _, own in squares]
+            del stack  # before the other half of the pair is read
+    blank = [all(np.ptp(square) == 0 for square in row) for row in zip(*halves.values())]
+    if all(blank):
+        raise ValueError("all its slices are of a single grey; does a T1 lie where its T2 lies?")
     with tempfile.TemporaryDirectory(prefix="unfinished-", dir=folder) as aside:
-        for domain, (kind, read) in sources.items():
-            if part in (domain, "evaluation"):
-                stack, affine, numbers, notes[kind] = read()
-                notes["slices"], ending = len(numbers), domain if part == "evaluation" else kind
-                for k, grey in zip(numbers, to_grey(stack, kind, args)):
-                    square = fit_square(grey, np.linalg.norm(affine[:3, 1:3], axis=0), args.size)
+        for ending, squares in halves.items():
+            for k, square, empty in zip(numbers, squares, blank):
+                if not empty:
                     Image.fromarray(square).save(Path(aside, f"{stem}_{k:03d}_{ending}.png"))
-                del stack  # before the other half of the pair is read
         for path in Path(aside).iterdir():
             os.replace(path, folder / part / path.name)
-    return notes
+    return notes | {"slices": blank.count(False), "of_one_grey": blank.count(True)}
 
 
-def begin(folder, parts, args):
-    """-> the manifest of an earlier run, or a new one. Ends the program where the folder holds other slices."""
-    elsewhere = ("t1", "t2", "ct", "volumes", "out", "preview")  # places differ between people, slices must not
-    wanted = {key: value for key, value in vars(args).items() if key not in elsewhere} | {"split": parts}
-    place = folder / "manifest.json"
-    before = {"volumes": {}}
-    with contextlib.suppress(OSError, ValueError):
-        before = json.loads(place.read_text())
-    differ = [key for key in wanted if before.get(key) != wanted[key]]
-    if args.out.is_file() or differ and (place.exists() or find_images(folder)):
-        fail(f"{args.out}: is finished, or of other settings ({', '.join(differ)}); choose another --out or remove it")
-    return before | wanted | {"bad": {}}
+def begin(folder, parts, volumes, unopened, args):
+    """-> the manifest of an earlier run that left slices, or a new one; others end the program. Who
+    could not be opened then and can be now joins input or target."""
+    elsewhere = ("t1", "t2", "ct", "volumes", "out", "preview")  # differ between people
+    settings = {key: value for key, value in vars(args).items() if key not in elsewhere}
+    if not any(path for part in PARTS for path in (folder / part).glob("[!.]*")):
+        return settings | {"drawn": parts, "unopened": [*unopened], "bad": unopened, "volumes": {}}
+    before = {"drawn": {}, "unopened": []}
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        before |= json.loads((folder / "manifest.json").read_text())
+    known, now = ({*sum(drawn.values(), [])} for drawn in (before["drawn"], parts))
+    differ = [key for key in settings if before.get(key) != settings[key]]
+    if known - now or now - known and not before["unopened"]:
+        differ.append("split")
+    if differ:
+        fail(f"{args.out}: holds other settings ({', '.join(differ)}); choose another --out")
+    for who in sorted(now - known):
+        min(before["drawn"]["input"], before["drawn"]["target"], key=len).append(who)
+    kept = {stem: reason for stem, reason in before["bad"].items() if stem in volumes}
+    return before | {"bad": kept | unopened}
+
+
+def save(place, manifest):
+    """Aside, then renamed. The split holds who gave slices; a list of numbers takes one line."""
+    manifest["split"] = {part: [] for part in PARTS}
+    for who, part in sorted({(patient(k), v["part"]) for k, v in manifest["volumes"].items()}):
+        manifest["split"][part].append(who)
+    text = json.dumps(manifest, indent=1)
+    text = re.sub(r"\[[-+.\de,\s]+\]", lambda numbers: " ".join(numbers[0].split()), text)
+    Path(f"{place}.tmp").write_text(text + "\n")
+    os.replace(f"{place}.tmp", place)
 
 
 def prepare(folder, manifest, volumes, args):
-    """Goes through the volumes that the manifest does not hold as done; bad ones have another chance."""
-    for part in manifest["split"]:
-        (folder / part).mkdir(parents=True, exist_ok=True)
-    part_of = {person: part for part, people in manifest["split"].items() for person in people}
-    jobs = [stem for stem in volumes if patient(stem) in part_of]
-    todo, started = [stem for stem in jobs if stem not in manifest["volumes"]], time.monotonic()
-    print(f"{len(jobs)} volumes, {len(jobs) - len(todo)} of them done already")
+    """Goes through the volumes that are not done; bad ones have another chance."""
+    part_of = {who: part for part, people in manifest["drawn"].items() for who in people}
+    done, bad = manifest["volumes"], manifest["bad"]
+    todo = [stem for stem in volumes if patient(stem) in part_of and stem not in done]
+    print(f"{len(todo) + len(done)} volumes, {len(done)} of them done already")
+    save(folder / "manifest.json", manifest)  # first, so that a run killed early can go on
     for count, stem in enumerate(todo, 1):
+        progress(count, len(todo), "volume")
+        enough = len(manifest["split"]["target"]) >= getattr(args, "patients_ct", len(volumes))
+        if enough and "ct" in volumes[stem].get("target", ()):
+            continue
         try:
-            manifest["volumes"][stem] = prepare_volume(folder, part_of[patient(stem)], stem, volumes[stem], args)
+            done[stem] = prepare_volume(folder, part_of[patient(stem)], stem, volumes[stem], args)
+            bad.pop(stem, None)
+            if scan := done[stem].get("ct"):
+                print(f"{stem}: {scan.get('series') or scan['file']}")
         except ValueError as error:
-            manifest["bad"][stem] = str(error)
-            print(f"\nskipped {stem}: {error}", file=sys.stderr)
-        (folder / "manifest.tmp").write_text(json.dumps(manifest, indent=1) + "\n")
-        os.replace(folder / "manifest.tmp", folder / "manifest.json")
-        seconds = (time.monotonic() - started) / count * (len(todo) - count)
-        progress(count, len(todo), f"{seconds // 60:4.0f} min {seconds % 60:02.0f} s left, volume")
-    if not manifest["volumes"]:
-        fail(f"{args.out}: not one of {len(jobs)} volumes could be used")
-
-
-def draw_preview(place, found, rows=8):
-    """Draws slices of all sets side by side; an evaluation pair stands in one row."""
-    columns = {which: [np.asarray(Image.open(pairs[i][1])) for i in np.linspace(0, len(pairs) - 1, rows).astype(int)]
-               for which, pairs in found.items() if pairs}
-    picture_grid(place, list(zip(*columns.values())), list(columns))
+            bad[stem] = str(error)
+            print(f"skipped {stem}: {error}", file=sys.stderr)
+        save(folder / "manifest.json", manifest)
 
 
 def pack(out, found, size):
-    """PNG files -> one .h5 as data.py reads it, slice by slice; written aside first, then renamed."""
+    """PNG files -> one .h5 as data.py reads it, slice by slice; written aside, then renamed."""
     with h5py.File(f"{out}.tmp", "w") as file:
         for which, pairs in found.items():
-            images = file.create_dataset(which, (len(pairs), size, size), "uint8", maxshape=(None, size, size),
-                                         chunks=(1, size, size), compression="gzip")
+            images = file.create_dataset(
+                which, (len(pairs), size, size), "uint8", compression="gzip",
+                chunks=(1, size, size), maxshape=(None, size, size))
             for k, (_, path) in enumerate(pairs):
                 images[k] = np.asarray(Image.open(path))
-            file.create_dataset(f"{which}_names", data=[name for name, _ in pairs], dtype=h5py.string_dtype())
+            names = [name for name, _ in pairs]
+            file.create_dataset(f"{which}_names", data=names, dtype=h5py.string_dtype())
     os.replace(f"{out}.tmp", out)
 
 
-def run(args):
-    """An .h5 is packed at the end, of PNG files in NAME.part, so that a run that was killed in the middle can go on."""
+def report(folder, manifest, args):
+    """Says what there is, draws and packs it; ends the program where a set is without a slice."""
+    entries, bad, done = find_images(folder), manifest["bad"], manifest["volumes"].values()
+    found = {s: [(name, paths[s]) for name, paths in entries if s in paths] for s in SETS}
+    print(f"{args.out}: " + ", ".join(f"{len(pairs)} slices for {s}" for s, pairs in found.items()))
+    if bad:
+        print(f"skipped {len(bad)} volumes in all; the manifest has the reasons", file=sys.stderr)
+    for part, which in zip(PARTS, SETS):
+        if manifest["drawn"][part] and not found[which]:
+            reasons = "; ".join(f"{stem}: {reason}" for stem, reason in [*bad.items()][:3])
+            fail(f"{args.out}: not one slice for {part}; {reasons}")
+    if reached := [notes["4x"]["acceleration"] for notes in done if "4x" in notes]:
+        print(f"acceleration reached, over the measured columns: {min(reached)} to {max(reached)}")
+    taken = len(manifest["split"]["target"])
+    if taken < getattr(args, "patients_ct", 0):
+        print(f"{taken} CT patients, not {args.patients_ct}: no others can be used")
+    packed = args.out != folder
+    if args.preview:
+        columns = {which: [np.asarray(Image.open(pairs[i * (len(pairs) - 1) // 7][1]))
+                           for i in range(8)] for which, pairs in found.items() if pairs}
+        place = args.out.with_suffix(".png") if packed else folder / "preview.png"
+        picture_grid(place, list(zip(*columns.values())), list(columns))
+    if packed:
+        save(args.out.with_suffix(".json"), manifest)
+        pack(args.out, found, args.size)
+        if not bad:
+            return shutil.rmtree(folder)
+        print(f"{folder} is kept: the same command tries the skipped volumes again")
+
+
+def go(args):
+    """One at a time in a folder: a killed run's lock dies with it. An .h5 is packed at the end, of
+    PNG files in NAME.part, which stays while volumes are bad."""
+    import fcntl
     packed = args.out.suffix.lower() == ".h5"
     folder = args.out.with_suffix(".part") if packed else args.out
-    parts, volumes = {"ixi": ixi, "fastmri": fastmri, "mri2ct": mri2ct}[args.task](args)
-    manifest = begin(folder, parts, args)
-    prepare(folder, manifest, volumes, args)
-    entries = find_images(folder)
-    found = {which: [(name, paths[which]) for name, paths in entries if which in paths] for which in SETS}
-    print(f"{args.out}: " + ", ".join(f"{len(pairs)} slices for {which}" for which, pairs in found.items()))
-    if manifest["bad"]:
-        print(f"skipped {len(manifest['bad'])} volumes in all; the manifest has the reasons", file=sys.stderr)
-    if reached := [notes["4x"]["acceleration"] for notes in manifest["volumes"].values() if "4x" in notes]:
-        print(f"acceleration reached: {min(reached)} to {max(reached)}")
-    if args.preview:
-        draw_preview(args.out.with_suffix(".png") if packed else folder / "preview.png", found)
-    if packed:
-        shutil.copyfile(folder / "manifest.json", args.out.with_suffix(".json"))
-        pack(args.out, found, args.size)
-        shutil.rmtree(folder)
+    if args.out.is_file() and not (packed and folder.is_dir()) or packed and args.out.is_dir():
+        fail(f"{args.out}: is finished, or something else; choose another --out or remove it")
+    parts, volumes, unopened = {"ixi": ixi, "fastmri": fastmri, "mri2ct": mri2ct}[args.task](args)
+    try:
+        for part in PARTS:
+            (folder / part).mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "w")
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        fail(f"{args.out}: another run is at work there; wait for it or choose another --out")
+    except OSError as error:
+        fail(f"{args.out}: cannot be written ({error.strerror}); choose another --out")
+    with lock:
+        for left in folder.glob("unfinished-*"):  # by a run that was killed
+            shutil.rmtree(left)
+        manifest = begin(folder, parts, volumes, unopened, args)
+        prepare(folder, manifest, volumes, args)
+        report(folder, manifest, args)
 
 
 def main():
@@ -424,35 +554,37 @@ def main():
     add("--out", type=Path, required=True, help="folder for PNG files, or NAME.h5 for one file")
     add("--size", type=int, default=256, help="side d of the slices in pixels (Sec. 4.1: 256)")
     add("--seed", type=int, default=0, help="decides who goes where (Sec. 4.1: randomly)")
-    add("--limit", type=int, help="only the first so many patients, for a first look (Sec. 4.1: all)")
-    add("--preview", action="store_true", help="also draw slices of both domains side by side")
-    add("--normalise", choices=("volume", "slice"), default="volume", help="MRI: one grey scale a volume or a slice (Sec. 4.2)")
-    parser = argparse.ArgumentParser(description="Turn raw IXI, fastMRI and CQ500 into slices (Sec. 4.1).")
+    add("--limit", type=int, help="a first look at so many patients, with an --out of its own")
+    add("--preview", action="store_true", help="also draw slices: OUT/preview.png or NAME.png")
+    add("--normalise", choices=("volume", "slice"), default="volume", help="its own grey scale")
+    parser = argparse.ArgumentParser(description="Turn raw IXI, fastMRI and CQ500 into slices.")
     tasks = parser.add_subparsers(dest="task", required=True)
-    add = tasks.add_parser("ixi", parents=[common], help="T1 to T2 (Sec. 4.1, modality propagation)").add_argument
+    add = tasks.add_parser("ixi", parents=[common], help="T1 to T2").add_argument
     add("--t1", required=True, help="folder of T1 volumes, SUBJECT-T1.nii.gz")
     add("--t2", required=True, help="folder of T2 volumes, SUBJECT-T2.nii.gz")
-    add = tasks.add_parser("fastmri", parents=[common], help="4x undersampled to full (Sec. 4.1, accelerated MRI)").add_argument
+    add = tasks.add_parser("fastmri", parents=[common], help="4x undersampled to full").add_argument
     add("--volumes", nargs="+", required=True, help="folders of single-coil .h5 files")
-    add = tasks.add_parser("mri2ct", parents=[common], help="T1 to CT, unpaired (Sec. 4.1, MRI-to-CT)").add_argument
+    add = tasks.add_parser("mri2ct", parents=[common], help="T1 to CT, unpaired").add_argument
     add("--t1", required=True, help="folder of T1 volumes, SUBJECT-T1.nii.gz")
-    add("--ct", nargs="+", required=True, help="folders with a folder of DICOM files, or a NIfTI file, for every patient")
-    add("--centre", type=float, default=40, help="centre of the CT window in HU (Sec. 4.1 names none)")
-    add("--width", type=float, default=400, help="width of the CT window in HU (Sec. 4.1 names none)")
-    add("--patients-mri", type=int, default=144, help="random T1 patients, a tenth of them for evaluation (Sec. 4.1: 144)")
-    add("--patients-ct", type=int, default=80, help="random CT patients (Sec. 4.1: 80)")
-    for each in (parser, *tasks.choices.values()):
-        each.error = fail
+    add("--ct", nargs="+", required=True, help="holds a folder or a NIfTI file for every patient")
+    add("--centre", type=float, default=40, help="centre of the CT window in HU (Sec. 4.1: none)")
+    add("--width", type=float, default=400, help="width of the CT window in HU (Sec. 4.1: none)")
+    add("--patients-mri", type=int, default=144, help="T1 patients (Sec. 4.1: 144)")
+    add("--patients-ct", type=int, default=80, help="CT patients (Sec. 4.1: 80)")
+    examples = [line.split() for line in __doc__.splitlines() if "python prepare.py" in line]
+    for each, words in zip((parser, *tasks.choices.values()), examples[:1] + examples):
+        each.error, each.epilog = fail, f"example: {' '.join(words)}"
+        each.formatter_class = partial(argparse.RawDescriptionHelpFormatter, width=79)
     args = parser.parse_args()
     for flag in ("size", "limit", "width", "patients_mri", "patients_ct"):
         value = getattr(args, flag, None)
         if value is not None and value < 1:
             fail(f"--{flag.replace('_', '-')} {value}: wants a number of at least 1")
     try:
-        run(args)
+        go(args)
     except ModuleNotFoundError as error:
-        fail(f"{error.name} is missing, without which this archive cannot be read; install it with: pip install {error.name}")
-    except (OSError, KeyboardInterrupt) as error:  # what reads a volume turns its OSErrors into ValueErrors
+        fail(f"{error.name} is missing; install it with: pip install {error.name}")
+    except (OSError, KeyboardInterrupt) as error:  # readers turn their OSErrors into ValueErrors
         fail(f"stopped ({type(error).__name__} {error}); the same command goes on from here")
 
 

@@ -1,13 +1,14 @@
-"""The training loop (Sec. 3.4): 15 critic updates, then one generator update, 15,000 times.
+"""The loop (Sec. 3.4): 15 critic updates, 1 generator update, 15,000 times.
 
-    python train.py --data ixi_slices/ --lam 10      the paper's settings
-    python train.py --smoke                          a first look on built-in phantoms
-    python train.py --smoke --data DIR               the same small settings on your own slices
-    python train.py --resume RUN                     goes on where RUN stopped
-    python train.py --init RUN --data DIR --size 128 starts a new run from RUN's networks
+    python train.py --data ixi_slices/ --lam 10   the paper's settings
+    python train.py --smoke                       a first look on phantoms
+    python train.py --smoke --data DIR            the same on your own slices
+    python train.py --resume RUN                  goes on where RUN stopped
+    python train.py --init RUN --data DIR         a new run from RUN's networks
 
-RUN/ gets config.json, log.jsonl, curves.png, samples/STEP.png, checkpoint.pt and the checkpoint
-before it: a line and a save per 1 % of the run, a picture per 10 %, all at updates 1, 10, 100 too.
+RUN/ gets config.json, log.jsonl, curves.png, samples/STEP.png, checkpoint.pt
+and the one before it: a line and a save per 1 % of the run, a picture per 10 %,
+and all of them at updates 1, 10 and 100, too.
 """
 import argparse
 import math
@@ -25,39 +26,29 @@ from losses import critic_loss, critic_slope, generator_loss
 from nets import Critic, UNet, check_size
 from patch_op import patch, sample_phi
 
-SMOKE = dict(data="phantom", size=64, width=8, critic_width=16, batch=4, critic_steps=2,
-             lr_g=1e-3, lr_c=5e-4, updates=150, out="runs/smoke")
+SMOKE = dict(data="phantom", size=64, width=8, critic_width=16, batch=4, critic_steps=4,
+             lr_g=1e-3, lr_c=5e-4, updates=450, out="runs/smoke")
 
 
 # ---------------------------------------------------------------- settings
 
-def whole_number(least, most=10 ** 9):
+def number(kind, least, most):
+    """An argparse type: int or float, from least to most."""
     def check(text):
-        if not text.isdecimal() or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"wants a whole number from {least} to {most}, "
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value <= most:
+            name = "whole" if kind is int else "finite"
+            raise argparse.ArgumentTypeError(f"wants a {name} number from {least:g} to {most:g}, "
                                              f"not {text}")
-        return int(text)
+        return value
     return check
 
 
-def real_number(text):
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"wants a finite number of at least 0, not {text}")
-    return value
-
-
-def learning_rate(text):
-    if real_number(text) == 0:
-        raise argparse.ArgumentTypeError("wants a finite number above 0, not 0")
-    return real_number(text)
-
-
 def image_size(text):
-    size = whole_number(1, 4096)(text)
+    size = number(int, 1, 4096)(text)
     try:
         check_size(size)
     except ValueError as error:
@@ -68,27 +59,26 @@ def image_size(text):
 def make_parser():
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    flag = parser.add_argument
+    parser.error = run.fail
+    flag, many = parser.add_argument, number(int, 1, 10 ** 9)
+    weight, rate = number(float, 0, 1e12), number(float, 1e-12, 1e12)
     flag("--data", help="folder of slices, .h5 file, or the word phantom (Sec. 4.1)")
     flag("--method", choices=("uapi", "pi") + baselines.METHODS, default="uapi",
          help="uapi, the default: Eq. 9; pi: Eq. 6; the others: Sec. 4.2, baselines.py")
-    flag("--lam", type=real_number,
-         help="weight of the patch or consistency loss (Eq. 6; Sec. 3.4: by grid search), "
-              "default 10; cut: 1; released: 0.5")
-    flag("--p", type=real_number, default=10.0, help="weight of the penalty (Sec. 3.4: 10)")
+    flag("--lam", type=weight, help="weight of the patch or consistency loss (Eq. 6; Sec. 3.4: by "
+                                    "grid search), default 10; cut: 1; released: 0.5")
+    flag("--p", type=weight, default=10.0, help="weight of the gradient penalty (Sec. 3.4: 10)")
     flag("--size", type=image_size, default=256, help="side d of the images (Sec. 4.1: 256)")
-    flag("--batch", type=whole_number(1, 4096), default=8, help="images in a batch (Sec. 3.4: 8)")
-    flag("--updates", type=whole_number(1), default=15000,
-         help="generator updates (Sec. 3.4: 15,000)")
-    flag("--critic-steps", type=whole_number(1), default=15,
-         help="critic updates per generator update (Sec. 3.4: 15)")
-    flag("--lr-g", type=learning_rate, default=5e-5, help="Adam's rate for G (Sec. 3.4: 5e-5)")
-    flag("--lr-c", type=learning_rate, default=2e-5, help="Adam's rate for f (Sec. 3.4: 2e-5)")
-    flag("--width", type=whole_number(1, 256), default=16,
-         help="width of the generator's first level (Sec. 3.4: 8.7 million parameters)")
-    flag("--critic-width", type=whole_number(1, 512), default=32,
-         help="width of the critic's first level (Sec. 3.4: 2.8 million)")
-    flag("--seed", type=whole_number(0, 10 ** 8), default=0,
+    flag("--batch", type=number(int, 1, 4096), default=8, help="images in a batch (Sec. 3.4: 8)")
+    flag("--updates", type=many, default=15000, help="generator updates (Sec. 3.4: 15,000)")
+    flag("--critic-steps", type=many, default=15, help="critic updates for each (Sec. 3.4: 15)")
+    flag("--lr-g", type=rate, default=5e-5, help="learning rate of G (Sec. 3.4: 5e-5)")
+    flag("--lr-c", type=rate, default=2e-5, help="learning rate of f (Sec. 3.4: 2e-5)")
+    flag("--width", type=number(int, 1, 256), default=16,
+         help="width of G's first level (Sec. 3.4: 8.7 million parameters)")
+    flag("--critic-width", type=number(int, 1, 512), default=32,
+         help="width of f's first level (Sec. 3.4: 2.8 million parameters)")
+    flag("--seed", type=number(int, 0, 10 ** 8), default=0,
          help="seed of weights, batches, phi and eps (Sec. 3.4 is silent)")
     flag("--bf16", action="store_true",
          help="layers in bfloat16; patches, penalty and losses in float32 (Sec. 3.4 is silent)")
@@ -98,7 +88,6 @@ def make_parser():
     flag("--resume", metavar="RUN", help="go on with this run; takes --updates and --device only")
     flag("--smoke", action="store_true", help="small settings for a first look on a CPU")
     flag("--dry-run", action="store_true", help="print settings and shapes of one pass, then stop")
-    parser.error = run.fail
     return parser
 
 
@@ -179,7 +168,7 @@ def build(config):
     return State(theta, omega, opt_G, opt_f, streams, history={})
 
 
-def restore(state, checkpoint, device):
+def resumed(state, checkpoint, device):
     """The state as a checkpoint left it."""
     run.load_states({**state.theta, **state.omega}, checkpoint["networks"])
     run.load_states({"opt_G": state.opt_G, "opt_f": state.opt_f}, checkpoint)
@@ -287,7 +276,7 @@ def main():
             return dry_run(config, slices)
         state = build(config)
         if checkpoint:
-            state = restore(state, checkpoint, config["device"])
+            state = resumed(state, checkpoint, config["device"])
         elif config["init"]:
             networks = run.load_checkpoint(config["init"], check_settings)["networks"]
             run.load_states({**state.theta, **state.omega}, networks)
