@@ -131,6 +131,13 @@ def test_shape_and_dtype_are_kept_and_wrong_shapes_refused():
             patch_op.patch(wrong, phi)
 
 
+def test_patches_stay_float32_under_bfloat16():
+    x, phi = noise(2, 1, 8, 8).float(), phi_of((6, 0, 2), (7, 1, 0))
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = patch_op.patch(x, phi)
+    assert torch.equal(rough, patch_op.patch(x, phi)), f"{EQ4}, in float32 under autocast"
+
+
 # ---------------------------------------------------------------- python patch_op.py
 
 def test_the_drawing_shows_the_squares_that_were_cut(monkeypatch, tmp_path):
