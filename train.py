@@ -258,8 +258,8 @@ def dry_run(config, slices):
 def main():
     config, checkpoint, dry = read_settings()
     folder = Path(config["out"])
-    exists = [os.path.exists(folder / name) for name in run.CHECKPOINTS]  # False for odd names
-    if any(exists) and not checkpoint and not dry:
+    old = any(os.path.exists(folder / name) for name in run.CHECKPOINTS)
+    if old and not checkpoint and not dry:
         run.fail(f"{folder}: already holds a run; go on with --resume {folder}, or choose another "
                  "--out.")
     run.reuse_freed_memory()

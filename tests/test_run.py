@@ -364,6 +364,16 @@ def begun(*words, **stand_ins):
     return SimpleNamespace(config=config, slices=slices, folder=folder, state=state)
 
 
+def test_init_takes_weights_and_neither_adams_averages_nor_the_step():
+    with tempfile.TemporaryDirectory() as root:
+        go_toy(*FAST, "--updates", 1, "--out", Path(root, "old"))
+        words = *FAST, "--init", Path(root, "old"), "--out", Path(root, "new")
+        state = begun(*words, UNet=ToyG, Critic=ToyF).state
+        networks = everything(Path(root, "old"))["networks"]
+    assert equal(dict(state.theta["G"].state_dict()), dict(networks["G"]))
+    assert state.step == 0 and not state.opt_G.state and not state.opt_f.state
+
+
 def test_init_starts_from_anothers_weights_with_everything_else_new(tmp_path, toy_run, h5):
     words = ("--init", toy_run, "--data", h5, "--size", 96, "--width", 1, "--critic-width", 1,
              "--batch", 3, "--lam", 2, "--lr-g", 1e-3, "--lr-c", 1e-3, "--seed", 5, "--updates", 9,

@@ -3,6 +3,7 @@ settings, and nothing else; its twin in baselines.py likewise (Sec. 4.2)."""
 import functools
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -116,6 +117,9 @@ def test_defaults_are_the_papers():
                  width=16, critic_width=32, method="uapi")
     for name, value in paper.items():
         assert defaults[name] == value, f"{name}: {defaults[name]}, Sec. 3.4 has {value}"
+    with mock.patch("sys.argv", ["train.py", "--data", "phantom"]):
+        config, _, _ = train.read_settings()
+    assert config["lam"] == 10, f"lam is {config['lam']} unless told, ours is 10"
 
 
 def test_optimisers_are_the_papers_adam():
@@ -251,7 +255,7 @@ def test_x_comes_from_input_and_y_from_target_by_independent_streams():
 
 
 def test_critic_judges_fakes_of_its_own_x_and_the_generator_gets_a_fresh_batch():
-    events, _, config = watched_run()
+    events, _, config = watched_run(batch=32, updates=1)  # more fakes than a pool of 50 would hold
     drawn = [event["batch"] for event in of(events, "draw")][:7]  # x y x y x y x
     xs, ys = drawn[::2], drawn[1::2]
     assert torch.equal(of(events, "generator_loss")[0]["x"], xs[-1])
