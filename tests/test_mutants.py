@@ -88,9 +88,9 @@ def audits_of(file):
 
 def alarms(mutant, everything):
     """Names of the audits that notice the mutant: of all that do, or, quicker, of the first."""
-    noticed = []
+    noticed, audits = [], audits_of(mutant.file)
     with loaded(mutant):
-        for name, audit in audits_of(mutant.file).items():
+        for name, audit in audits.items():
             if fails(audit):
                 noticed.append(name)
                 if not everything:
