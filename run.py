@@ -25,7 +25,8 @@ from torch import distributed
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 CHECKPOINTS = ("checkpoint.pt", "checkpoint_before.pt")
-CONTENTS = {"config", "step", "seconds", "history", "networks", "opt_G", "opt_f", "streams"}
+CONTENTS = {"config": dict, "step": int, "seconds": float, "history": dict, "networks": dict,
+            "opt_G": dict, "opt_f": dict, "streams": dict}
 DAMAGE = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
           ArithmeticError, MemoryError, RuntimeError, struct.error, pickle.UnpicklingError,
           zipfile.BadZipFile)  # what reading a damaged or foreign checkpoint can raise
@@ -156,12 +157,14 @@ def started(seconds):
 
 def log(folder, config, step, started, **values):
     """Prints one line and appends the same to log.jsonl; under torchrun of the first process's
-    share of the batch. Methods without a scale leave it null."""
+    share of the batch. A scale that nothing trains is null."""
     seconds, n_updates = time.perf_counter() - started, config["updates"]
     images = step * (config["critic_steps"] + 1) * config["batch"] / seconds
-    row = {"step": step, "seconds": round(seconds, 2), "images_per_second": round(images, 1),
-           "scale_mean": None, "scale_min": None}
-    row |= {name: value.item() for name, value in values.items()}
+    untrained = {"scale_mean": None, "scale_min": None}
+    row = {"step": step, "seconds": round(seconds, 2), "images_per_second": round(images, 1)}
+    row |= untrained | {name: value.item() for name, value in values.items()}
+    if config["lam"] == 0:
+        row |= untrained
     with open(folder / "log.jsonl", "a") as file:
         file.write(json.dumps(row) + "\n")
     elapsed = timedelta(seconds=int(seconds))
@@ -175,7 +178,9 @@ def log(folder, config, step, started, **values):
 
 
 def read_log(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    """The rows of log.jsonl, but for a last line that a killed run has cut short."""
+    lines = (folder / "log.jsonl").read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def draw_curves(folders, path):
@@ -183,7 +188,7 @@ def draw_curves(folders, path):
     so the height of its panel is that of the last nine tenths."""
     figure, later = Figure(figsize=(14, 4.2), layout="constrained"), [0]
     axes = dict(zip(("wasserstein", "slope", "residual"), figure.subplots(1, 3)))
-    axes["slope"].axhspan(0.8, 1.2, color="green", alpha=.1, label="healthy in the end")
+    axes["slope"].axhspan(0.9, 1.5, color="green", alpha=.1, label="healthy in the end")
     axes["residual"].axhline(1 / 127.5, color="gray", linestyle="-.", label="floor of the scale")
     for k, folder in enumerate(folders):
         rows, name = read_log(folder), folder.resolve().name
@@ -197,7 +202,7 @@ def draw_curves(folders, path):
     axes["wasserstein"].set(title="Wasserstein estimate: falls towards 0",
                             ylim=(min(later), 1.05 * max(later) + 1e-3))
     axes["slope"].set(title="slope of the critic: settles near 1", yscale="log")
-    axes["residual"].set(title="residual and scale: approach each other", yscale="log")
+    axes["residual"].set(title="residual and scale in [-1,1]: approach", yscale="log")
     for ax in axes.values():
         ax.set_xlabel("generator updates")
         ax.legend(fontsize=8)
@@ -237,8 +242,8 @@ def load_checkpoint(folder, check_settings=lambda config: None, device="cpu"):
                 if odd or archive.testzip():
                     raise ValueError("checksums do not agree")
             checkpoint = torch.load(path, map_location=device, weights_only=True)
-            if not CONTENTS <= checkpoint.keys():
-                raise ValueError("contents are missing")
+            if any(type(checkpoint[name]) is not kind for name, kind in CONTENTS.items()):
+                raise ValueError("contents are of another type")
             check_settings(checkpoint["config"])
         except (FileNotFoundError, NotADirectoryError):
             faults.append(f"{path}: no such checkpoint; give the folder of a run of train.py")
@@ -260,7 +265,8 @@ def load_states(parts, states):
             load(states[name])
         except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
             fail(f"the checkpoint's {name} does not fit --method, --width and --critic-width "
-                 f"({type(error).__name__}); give those of the run that wrote it.")
+                 f"({type(error).__name__}); with --init give those of the run that wrote it, "
+                 "else the file was changed by hand.")
 
 
 # ---------------------------------------------------------------- how a run begins and ends
@@ -361,16 +367,17 @@ def main():
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders that train.py has written")
     parser.error = fail
     folders = [Path(folder) for folder in parser.parse_args().runs]
+    names = ("data", "method", "size", "lam", "seed", "updates")
     for folder in folders:
-        checkpoint = load_checkpoint(folder)
-        config, step = checkpoint["config"], checkpoint["step"]
-        names = ("data", "method", "size", "lam", "seed")
-        print(f"{folder}: " + ", ".join(f"{name} {config[name]}" for name in names))
-        print(f"  checkpoint whole, update {step} of {config['updates']}")
+        checkpoint = load_checkpoint(folder, lambda config: [config[name] for name in names])
         try:
-            last = read_log(folder)[-1]
-        except (OSError, ValueError, LookupError):
+            rows = read_log(folder)
+            last = [{**row, "step": row["step"], "slope": row["slope"]} for row in rows][-1]
+        except (OSError, ValueError, LookupError, TypeError):
             fail(f"{folder}/log.jsonl: is missing, empty or damaged; give the folder of a run.")
+        print(f"{folder}: " + ", ".join(f"{name} {checkpoint['config'][name]}" for name in names))
+        step, n_updates = checkpoint["step"], checkpoint["config"]["updates"]
+        print(f"  can go on from update {step} of {n_updates}, whose checkpoint is whole")
         values = (f"{name} {value:.4g}" for name, value in last.items() if value is not None)
         print("  last line: " + "  ".join(values))
     draw_curves(folders, Path("curves.png"))

@@ -258,8 +258,8 @@ def dry_run(config, slices):
 def main():
     config, checkpoint, dry = read_settings()
     folder = Path(config["out"])
-    there = any(os.path.exists(folder / name) for name in run.CHECKPOINTS)
-    if there and not checkpoint and not dry:
+    old = any(os.path.exists(folder / name) for name in run.CHECKPOINTS)
+    if old and not checkpoint and not dry:
         run.fail(f"{folder}: already holds a run; go on with --resume {folder}, or choose another "
                  "--out.")
     run.reuse_freed_memory()
@@ -281,8 +281,8 @@ def main():
             networks = run.load_checkpoint(config["init"], check_settings)["networks"]
             run.load_states({**state.theta, **state.omega}, networks)
             if networks.keys() != {*state.theta, *state.omega}:  # cyclegan's would fit uapi's
-                run.fail(f"--init {config['init']}: its method trains {', '.join(networks)}, not the "
-                         f"networks of --method {config['method']}; give a run of the same networks.")
+                run.fail(f"--init {config['init']}: its method trains {', '.join(networks)}, not "
+                         f"what --method {config['method']} trains; give a run of like networks.")
         run.begin(folder, config, checkpoint)
         loop = train if config["method"] in ("pi", "uapi") else baselines.train
         with run.stop_requests() as requests:
