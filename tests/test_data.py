@@ -345,16 +345,6 @@ def test_a_bad_file_is_named_counted_and_left_out_and_an_error_where_none_is_lef
     assert "no readable image for input" in failing(capsys, data.load, tmp_path, 64)
 
 
-def test_only_the_slice_without_partner_is_left_out():
-    with tempfile.TemporaryDirectory() as root:
-        folder = Path(root, "evaluation")
-        folder.mkdir()
-        for name in ("a_input", "a_target", "b_input"):
-            (folder / f"{name}.png").touch()
-        (name, pair), = data.find_images(Path(root))
-    assert name == "a" and set(pair) == {"evaluation_input", "evaluation_target"}
-
-
 def test_a_pair_is_left_out_as_a_whole(tmp_path, capsys):
     (authors_folder(tmp_path) / "evaluation" / "C2_000_target.png").write_text("broken")
     slices = data.load(tmp_path, 64)

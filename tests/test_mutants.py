@@ -88,9 +88,9 @@ def audits_of(file):
 
 def alarms(mutant, everything):
     """Names of the audits that notice the mutant: of all that do, or, quicker, of the first."""
-    noticed = []
+    noticed, audits = [], audits_of(mutant.file)
     with loaded(mutant):
-        for name, audit in audits_of(mutant.file).items():
+        for name, audit in audits.items():
             if fails(audit):
                 noticed.append(name)
                 if not everything:
@@ -162,7 +162,7 @@ def test_plant_changes_one_line_names_its_test_and_restore_keeps_the_readers_own
     assert [left.name for left in tmp_path.iterdir()] == ["losses.py"]
 
 
-def test_changes_made_while_hunting_are_kept_beside_the_restored_file(monkeypatch, tmp_path, capsys):
+def test_changes_made_while_hunting_are_kept_beside_the_file(monkeypatch, tmp_path, capsys):
     path, call = exercise(monkeypatch, tmp_path)
     before = path.read_text()
     call("plant", "eq3_sign_flipped")
@@ -174,14 +174,14 @@ def test_changes_made_while_hunting_are_kept_beside_the_restored_file(monkeypatc
 
 def test_a_random_mutant_keeps_its_name_until_revealed(monkeypatch, tmp_path, capsys):
     _, call = exercise(monkeypatch, tmp_path)
-    of_losses = [mutant for mutant in mutants.MUTANTS if mutant.file == "losses.py"]
-    with mock.patch.object(random, "choice", lambda _: of_losses[7]):
+    mutant = next(mutant for mutant in mutants.MUTANTS if mutant.file == "losses.py")
+    with mock.patch.object(random, "choice", lambda _: mutant):
         call("plant", "--random")
     said = capsys.readouterr().out
-    assert of_losses[7].name not in said and "tests/test_losses.py" in said
+    assert mutant.name not in said and "tests/test_losses.py" in said
     call("reveal")
     said = capsys.readouterr().out
-    assert all(words in said for words in (of_losses[7].name, of_losses[7].line, of_losses[7].wrong))
+    assert all(words in said for words in (mutant.name, mutant.line, mutant.wrong))
     call("restore")
 
 
