@@ -124,7 +124,7 @@ def main():
                 f"x, square at ({j1}, {j2})", f"crop, {size} x {size}: rho = {rho}",
                 f"P(x), {d} x {d}")):
             h, w = image.shape
-            ax.imshow(image, cmap="gray", vmin=0, vmax=255, extent=(0, w, h, 0))
+            ax.imshow(image.numpy(), cmap="gray", vmin=0, vmax=255, extent=(0, w, h, 0))
             ax.set(title=title, xlim=(0, d), ylim=(d, 0), xticks=[], yticks=[])
     figure.savefig("patch_op.png", dpi=80)
     print("wrote patch_op.png")

@@ -61,6 +61,8 @@ def core(n):
 def shuffled(names, args):
     """In an order that names and seed decide: NumPy has frozen RandomState's stream for good."""
     names = sorted(names)[:args.limit]
+    if not names:
+        fail("no patient of these archives can be used; look at their files' names and acquisitions")
     return [names[i] for i in np.random.RandomState(args.seed % 2 ** 32).permutation(len(names))]
 
 

@@ -284,9 +284,9 @@ def begin(folder, config, checkpoint):
     except (ValueError, LookupError, TypeError):
         fail(f"{path}: was not written by train.py, or is damaged; move it away, or choose another "
              "--out.")
-    replace_file(path, lambda place: place.write_text("".join(lines)))
     text = json.dumps(config, indent=2) + "\n"
     replace_file(folder / "config.json", lambda place: place.write_text(text))
+    replace_file(path, lambda place: place.write_text("".join(lines)))
     if checkpoint:
         replace_file(folder / "checkpoint.pt", lambda place: torch.save(checkpoint, place))
 
@@ -335,10 +335,11 @@ def stop_unless_finite(folder, step, **risks):
 
 def fail_astray(folder, what):
     """Last words of a run that no further update can mend."""
+    saved = "no checkpoint was written yet"
     if (folder / "checkpoint.pt").exists():
-        what += (f"; {folder}/checkpoint.pt holds the last saved state, and --init {folder} starts "
-                 "a new run from its networks")
-    fail(f"{what}; choose a smaller --lr-g, --lr-c or --lam.")
+        saved = (f"{folder}/checkpoint.pt holds the last saved state, and --init {folder} starts a "
+                 "new run from its networks")
+    fail(f"{what}; {saved}; choose a smaller --lr-g, --lr-c or --lam.")
 
 
 def is_out_of_memory(error):

@@ -508,6 +508,14 @@ def test_a_stopped_run_goes_on_where_it_stopped_and_leaves_nothing_half_written(
     assert list(one) == list(other) and all(map(np.array_equal, one.values(), other.values()))
 
 
+def test_an_archive_without_a_usable_patient_ends_with_a_sentence(cli, capsys):
+    write_knee(Path("knees/file1.h5"), acquisition="CORPDFS_FBK")
+    assert "no patient of these archives" in refused(cli, "fastmri --volumes knees --out out", capsys)
+    write_nifti(Path("t1/a-T1.nii.gz"), *T1_GRID)
+    write_nifti(Path("t2/b-T2.nii.gz"), *T2_GRID)
+    assert "no patient of these archives" in refused(cli, "ixi --t1 t1 --t2 t2 --out out", capsys)
+
+
 def test_other_settings_patients_and_strange_folders_are_refused_in_one_sentence(cli, capsys):
     write_ixi(cli.folder, "abc")
     line = "ixi --t1 t1 --t2 t2 --size 64 --out out"
