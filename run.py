@@ -277,16 +277,17 @@ def begin(folder, config, checkpoint):
     make_folder(folder)
     if not is_first():
         return
-    path, last = folder / "log.jsonl", checkpoint["step"] if checkpoint else 0
+    log_file, last = folder / "log.jsonl", checkpoint["step"] if checkpoint else 0
     try:
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        lines = log_file.read_text().splitlines(keepends=True) if log_file.exists() else []
         lines = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= last]
     except (ValueError, LookupError, TypeError):
-        fail(f"{path}: was not written by train.py, or is damaged; move it away, or choose another "
-             "--out.")
+        fail(f"{log_file}: was not written by train.py, or is damaged; move it away, or choose "
+             "another --out.")
     text = json.dumps(config, indent=2) + "\n"
     replace_file(folder / "config.json", lambda place: place.write_text(text))
-    replace_file(path, lambda place: place.write_text("".join(lines)))
+    if log_file.exists():
+        replace_file(log_file, lambda place: place.write_text("".join(lines)))
     if checkpoint:
         replace_file(folder / "checkpoint.pt", lambda place: torch.save(checkpoint, place))
 
