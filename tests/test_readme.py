@@ -214,11 +214,15 @@ def test_the_labs_training_commands_run(tmp_path, run_line):
         run_line(line, tmp_path)
 
 
-def test_the_archives_commands_are_those_of_prepare(monkeypatch):
+def test_the_archives_commands_are_those_of_prepare():
+    """tests/test_prepare.py runs them on tiny archives; only the archives' folders may differ."""
     prepare = pytest.importorskip("prepare")
-    documented = {" ".join(line.split()) for line in prepare.__doc__.splitlines()}
-    lines = [line.removesuffix(" --preview") for line in commands(README) if "prepare.py" in line]
-    assert len(lines) == 3 and set(lines) <= documented  # tests/test_prepare.py runs them
+
+    def skeleton(line):
+        return [word for word in line.split() if word != "--preview" and not word.endswith("/")]
+    lines = [skeleton(line) for line in commands(README) if "prepare.py" in line]
+    documented = [skeleton(line) for line in prepare.__doc__.splitlines() if "prepare.py" in line]
+    assert lines == documented and len(lines) == 3
 
 
 def test_ci_runs_the_readmes_test_command_and_nothing_else():
@@ -236,3 +240,75 @@ def stored(name):
 
 def mean_and_sd(values):
     return f"{statistics.mean(values):.2f} ({statistics.stdev(values):.2f})"
+
+
+def cell(row):
+    return f"{row['ssim']:.2f}/{row['psnr']:.2f}"
+
+
+def test_the_first_commands_numbers_are_those_stored():
+    metrics = stored("smoke_seeds.json")
+    smoke = metrics["runs"]["uapi, lam 10"]["0"]["scenarios"]
+    copy = metrics["copy_input"]
+    assert rows(section(README, "Three minutes on a CPU")) == [
+        [name, cell(row["GN0"]), cell(row["GN20"])]
+        for name, row in (("smoke", smoke), ("copy of the input", copy))]
+
+
+def test_the_five_seeds_are_those_stored_and_carry_what_is_said_of_them():
+    runs = stored("smoke_seeds.json")["runs"]
+    text = section(RESULTS, "The first command over five seeds")
+    numbers = ([lambda run: cell(run["scenarios"]["GN0"])] * 3
+               + [lambda run: cell(run["scenarios"]["GN20"])] * 3
+               + [lambda run: f"{run['residual_last_tenth']:.3f}"] * 3
+               + [lambda run: f"{run['ause']:.3f}"])
+    for (name, *cells), number in zip(rows(text), numbers, strict=True):
+        assert cells == [number(runs[name][s]) if s in runs[name] else "-" for s in "01234"], name
+    with_lam, without, pi = (runs[name] for name in ("uapi, lam 10", "uapi, lam 0", "pi, lam 10"))
+
+    def gap(one, other, scenario, metric):
+        return [one[s]["scenarios"][scenario][metric] - other[s]["scenarios"][scenario][metric]
+                for s in "01234" if s in one and s in other]
+    psnr = gap(with_lam, without, "GN0", "psnr")
+    said = f"by {min(psnr):.1f} to {max(psnr):.1f} dB"
+    assert min(psnr) > 1 and said in text and said in LAB
+    assert sum(value < 0 for value in gap(with_lam, without, "GN0", "ssim")) == 2
+    assert min(gap(pi, with_lam, "GN0", "ssim")) > 0 > max(gap(pi, with_lam, "GN0", "psnr"))
+    assert max(gap(pi, with_lam, "GN20", "psnr")) < 0 and len(pi) == 3
+    residuals = [[run["residual_last_tenth"] for run in group.values()] for group in (with_lam, without)]
+    assert [f"{f(group):.2f}" for group in residuals for f in (min, max)] == [
+        "0.05", "0.07", "0.16", "0.21"]
+    assert min(zero / ten for ten, zero in zip(*residuals)) > 2.7
+    assert all(0.16 < run["ause"] < 0.20 for run in with_lam.values())
+
+
+def test_the_small_budget_is_the_stored_one():
+    metrics = stored("methods_ixi64.json")
+    scores = {name: run["scenarios"] for name, run in metrics["runs"].items()}
+    scores["copy of the input"] = metrics["copy_input"]
+    table = rows(section(RESULTS, "All methods on a small budget: one seed, which ranks nothing"))
+    assert table == [[name, *(cell(row[s]) for s in SCENARIOS)] for name, row in scores.items()]
+
+
+def test_the_main_table_is_the_stored_one():
+    """Means over seeds, their standard deviation in brackets, and that over patients behind."""
+    runs, copy = stored("table1_128.json")["runs"], stored("table1_128.json")["copy_input"]
+    table = rows(section(RESULTS, "The main table: IXI at 128x128, the paper's networks"))
+    expected = []
+    for name, marks in runs.items():
+        for mark, seeds in marks.items():
+            cells = []
+            for scenario in SCENARIOS:
+                scores = [run["scenarios"][scenario] for run in seeds.values()]
+                cells.append("/".join(mean_and_sd([score[m] for score in scores])
+                                      if len(scores) > 1 else f"{scores[0][m]:.2f}"
+                                      for m in ("ssim", "psnr")))
+            expected.append([name, mark, str(len(seeds)), *cells])
+    expected.append(["copy of the input", "-", "-", *(cell(copy[s]) for s in SCENARIOS)])
+    assert [row for row in table if len(row) == 10] == expected
+
+
+def test_pictures_are_there_and_small():
+    for page, folder in ((README, ROOT), (RESULTS, ROOT / "results"), (LAB, ROOT / "tests")):
+        for name in re.findall(r"!\[.*?\]\((.*?)\)", page):
+            assert 10_000 < (folder / name).stat().st_size < 500_000
