@@ -185,7 +185,7 @@ def layer_table(network, c, d):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Print every layer: shape, parameters, FLOPs.")
+    parser = argparse.ArgumentParser(description="Print every layer: python nets.py --size 128")
     parser.add_argument("--size", type=int, default=256, help="side d of the image (Sec. 4.1: 256)")
     parser.error = run.fail
     d = parser.parse_args().size

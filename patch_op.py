@@ -102,7 +102,7 @@ def main():
     import run
     from data import fit, phantoms, read_grey
 
-    parser = argparse.ArgumentParser(description="Draw a slice and three of its patches.")
+    parser = argparse.ArgumentParser(description="Draw patches: python patch_op.py slice.png")
     parser.add_argument("image", nargs="?", help="PNG, JPEG, TIFF or .npy; without it a phantom")
     parser.error = run.fail
     args = parser.parse_args()

@@ -365,7 +365,8 @@ def last_words(error, folder):
 # ---------------------------------------------------------------- where runs stand
 
 def main():
-    parser = argparse.ArgumentParser(description="Say where runs stand and draw their curves.")
+    parser = argparse.ArgumentParser(description="Say where runs stand and draw their curves: "
+                                                 "python run.py runs/uapi runs/pi")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders that train.py has written")
     parser.error = fail
     folders = [Path(folder) for folder in parser.parse_args().runs]
