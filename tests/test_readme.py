@@ -312,3 +312,38 @@ def test_pictures_are_there_and_small():
     for page, folder in ((README, ROOT), (RESULTS, ROOT / "results"), (LAB, ROOT / "tests")):
         for name in re.findall(r"!\[.*?\]\((.*?)\)", page):
             assert 10_000 < (folder / name).stat().st_size < 500_000
+
+
+def test_the_short_table_is_taken_from_the_main_one():
+    table = [row for row in rows(section(RESULTS, "The main table: IXI at 128x128, the paper's networks"))
+             if len(row) == 10]
+    short = [[*row[:4], row[6]] for row in table if row[1] != "1000"]
+    assert rows(section(README, "Results")) == short
+
+
+def test_every_single_run_of_the_main_table_is_the_stored_one():
+    runs = stored("table1_128.json")["runs"]
+    table = [row for row in rows(section(RESULTS, "The main table: IXI at 128x128, the paper's networks"))
+             if len(row) == 8]
+    expected = []
+    for name, marks in runs.items():
+        for mark, seeds in marks.items():
+            for seed, run in seeds.items():
+                score = run["scenarios"]["GN0"]
+                cells = [f"{score[f'{m}_patients_mean']:.2f} ({score[f'{m}_patients_sd']:.2f})"
+                         for m in ("ssim", "psnr")]
+                for region in ("whole", "foreground"):
+                    pearson = run.get("correlation", {}).get(region)
+                    cells.append(f"{pearson['pearson_image']:.2f}, {pearson['pearson_pixel']:.2f}"
+                                 if pearson else "-")
+                expected.append([name, mark, seed, *cells,
+                                 f"{run['ause']:.3f}" if "ause" in run else "-"])
+    assert table == expected
+
+
+def test_the_speed_is_the_stored_one():
+    speed = stored("speed.json")
+    values = [cells[1] for cells in rows(section(RESULTS, "Speed"))]
+    assert values == [f"{speed['seconds per update']:.1f}", f"{speed['peak MB']:.0f}",
+                      f"{speed['GFLOP']:.0f}", f"{speed['share']:.2f}",
+                      f"{speed['obvious way / ours']:.2f}"]
