@@ -319,6 +319,10 @@ def test_the_short_table_is_taken_from_the_main_one():
              if len(row) == 10]
     short = [[*row[:4], row[6]] for row in table if row[1] != "1000"]
     assert rows(section(README, "Results")) == short
+    runs = stored("table1_128.json")["runs"]
+    uapi, pi = ([statistics.mean(run["scenarios"][s]["psnr"] for run in runs[name]["500"].values())
+                 for s in SCENARIOS] for name in ("uapi", "pi"))
+    assert all(one > other for one, other in zip(uapi, pi)), "UAPI's mean PSNR lies above PI's"
 
 
 def test_every_single_run_of_the_main_table_is_the_stored_one():
