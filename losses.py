@@ -154,6 +154,7 @@ def main():
 
     argparse.ArgumentParser(description="Draw Eq. 9 over the scale: losses.png.").parse_args()
     scale = torch.logspace(-2.3, 0.3, 400)
+    scale = torch.cat([scale, torch.tensor([0.02, 0.1, 0.5])]).sort().values  # the minima
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     ax = figure.subplots()
     for residual in (0.0, 0.02, 0.1, 0.5):

@@ -2,8 +2,8 @@
 
     python run.py RUN [RUN ...]    says where runs stand and draws their curves: curves.png
 
-It is used as `import run`: in a loop every line that begins with `run.` is machinery, and every
-other line is the paper. At a first reading, skip this file.
+It is used as `import run`: whatever names `run.` in a loop is machinery. Above "Nothing below", the
+rest is the paper and plain PyTorch. At a first reading, skip this file.
 """
 import argparse
 import ctypes
