@@ -332,8 +332,9 @@ def train(config, slices, folder, state, requests=()):
     method, theta, omega, history = config["method"], state.theta, state.omega, state.history
     G, f, opt_G, opt_f = theta["G"], omega["f"], state.opt_G, state.opt_f
     b, d, p, lam = config["batch"], config["size"], config["p"], config["lam"]
-    device, n_updates, step = config["device"], config["updates"], state.step
-    (X, Y), streams, started = slices.on(device), state.streams, run.started(state.seconds)
+    device, streams = config["device"], state.streams
+    X, Y = slices.on(device)
+    step, n_updates, started = state.step, config["updates"], run.started(state.seconds)
     parts = ("whole", "patches") if method == "released" else ("whole",)
 
     while step < n_updates:
@@ -390,3 +391,7 @@ def train(config, slices, folder, state, requests=()):
             run.save(folder, config, step, started, state)
         if stop:
             run.stop(folder, step, stop)
+
+
+if __name__ == "__main__":
+    print(__doc__)

@@ -15,7 +15,6 @@ DATA is one of these, slices being .png, .jpg, .tif or .npy:
 A name begins with its patient, up to the first underscore: IXI022_026_t1.jpg.
 Evaluation without targets has no pairs: it can be translated, not scored.
 """
-import argparse
 import functools
 import io
 import os
@@ -34,7 +33,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from patch_op import Phi, patch
-from run import fail, make_folder, progress, replace_file
+from run import fail, make_folder, make_parser, number, progress, replace_file
 
 SETS = ("input", "target", "evaluation_input", "evaluation_target")
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy")
@@ -173,7 +172,7 @@ def picture_grid(path, rows, titles, maps=0, caption="", square=None):
 @torch.no_grad()
 def draw_samples(path, G, slices, device, with_scale):
     """The row that Eq. 6 and 9 are about, for three fixed slices, of evaluation if there are any.
-    Residual and scale are the patch's. ugac's alpha, beta are none of patches: never drawn here."""
+    The scale is the patch's. ugac's alpha, beta are none of patches: never drawn here."""
     inputs = slices.evaluation_input if len(slices.evaluation_input) else slices.input
     chosen, d = [len(inputs) * k // 6 for k in (1, 3, 5)], inputs.shape[-1]
     x = to_unit(torch.from_numpy(inputs[chosen]).unsqueeze(1)).to(device)
@@ -186,7 +185,7 @@ def draw_samples(path, G, slices, device, with_scale):
     columns = {title: 127.5 * (values.cpu() + 1) for title, values in columns.items()}
     if len(slices.evaluation_target):
         columns["truth\n(never seen)"] = slices.evaluation_target[chosen]
-    columns["residual\n$|a - b|$"] = 127.5 * (a - b).abs().cpu()
+    columns["patch residual\n$|a - b|$"] = 127.5 * (a - b).abs().cpu()
     caption = ("Patch invariance (Eq. 6): a, the orange square cut out after the translation, and "
                "b, cut out before it, should be alike.")
     with_scale = with_scale and not beta
@@ -316,7 +315,8 @@ def read_h5(path, size, sets):
                 images[s] = [fit(to_grey_levels(image, s), size) for image in file[s]]
                 names[s] = list(file[f"{s}_names"].asstr("utf-8")[:])
     except READ_ERRORS as error:
-        fail(f"{path}: is not an .h5 of slices as the top of data.py describes it ({error}).")
+        fail(f"{path}: is not an .h5 of slices as the top of data.py describes it ({error}); "
+             "to translate a picture give it to evaluate.py --image.")
     inputs, targets = len(images["evaluation_input"]), len(images["evaluation_target"])
     if any(len(images[s]) != len(names[s]) for s in sets) or 0 < targets != inputs:
         fail(f"{path}: images and names, or the halves of the evaluation pairs, differ in number.")
@@ -447,16 +447,12 @@ def phantoms(size, subjects=40, slices=6, seed=0):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     flag = parser.add_argument
     flag("data", nargs="?", metavar="DATA", default="phantom", help="default: phantom (Sec. 4.1)")
-    flag("--size", type=int, default=256, help="side d in pixels (Sec. 4.1: 256)")
+    flag("--size", type=number(int, 1, 4096), default=256, help="side d in pixels (Sec. 4.1: 256)")
     flag("--h5", metavar="FILE", help="also pack the data set into this .h5 file")
-    parser.error = fail
     args = parser.parse_args()
-    if args.size < 1:
-        fail(f"--size {args.size}: wants a whole number of at least 1.")
     slices = load(args.data, args.size)
     if args.h5:
         make_folder(Path(args.h5).parent)

@@ -8,12 +8,12 @@ The second translates files and all files in folders. A translation lies in
 OUT/RUN/translation/NAME.png, its scale in OUT/RUN/scale/NAME.npy (grey levels)
 and NAME.png. OUT/scale.json holds the scale that is white in all such pictures.
 
-residual = |translation - truth|. The scale is the absolute residual that a map
-expects, E|r|: for Eq. 9 the Laplace scale G^sigma(x). For ugac, whose map is
-alpha and beta of a density ~ exp(-(|r| / alpha)^beta), E|r| is shown, too. PI
-and every method with --lam 0 train no scale: none is drawn or judged.
+residual = |translation - truth|, as in Sec. 4.5; training knows only the patch
+residual a - b. The scale is the absolute residual that a map expects, E|r|: for
+Eq. 9 the Laplace scale G^sigma(x). For ugac, whose map is alpha and beta of a
+density ~ exp(-(|r| / alpha)^beta), E|r| is shown, too. PI and every method with
+--lam 0 train no scale: none is drawn or judged.
 """
-import argparse
 import csv
 import io
 import json
@@ -626,15 +626,13 @@ def translate_unpaired(runs, slices, out, device):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, epilog=METRICS,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = run.make_parser(__doc__, epilog=METRICS)
     flag = parser.add_argument
     flag("runs", nargs="+", metavar="RUN", help="folders that train.py has written")
     flag("--data", metavar="DIR", help="folder, .h5 file or the word phantom (Sec. 4.1)")
     flag("--image", metavar="PATH", nargs="+", help="translate these pictures (Sec. 4.4)")
     flag("--out", default="evaluation", metavar="DIR", help="default: evaluation (Sec. 4.3)")
     flag("--device", help="cuda, cpu or mps; default: cuda where there is one, else cpu")
-    parser.error = run.fail
     args = parser.parse_args()
     if bool(args.data) == bool(args.image):
         run.fail("give either --data (a data set to judge by) or --image (pictures to translate).")

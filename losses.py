@@ -18,7 +18,7 @@
     P_phi       patch(., phi) shape kept     the patch operator, one phi_n per image        Eq. 4
     l_patch     patch_l1, patch_laplace      how far G(P(x)) and P(G(x)) are apart          Eq. 6, 9
     lambda      lam           number         weight of the patch loss                       Eq. 6
-    a, b        a, b          [b,c_out,d,d]  P(G(x)) and G(P(x)); a - b is the residual     Sec. 3.3
+    a, b        a, b          [b,c_out,d,d]  P(G(x)), G(P(x)); a - b: the patch residual    Sec. 3.3
     sigma       scale         [b,c_out,d,d]  G^sigma(P(x)), of each residual pixel          Eq. 9
     b           len(x)        number         images in the batch (a letter used twice)      Eq. 2
     d           d             pixels         side of an image                               Sec. 3.1
@@ -149,12 +149,10 @@ def generator_loss(f, G, x, phi, lam, uncertainty=True):
 
 
 def main():
-    import argparse
     from matplotlib.figure import Figure
-
-    argparse.ArgumentParser(description="Draw Eq. 9 over the scale: losses.png.").parse_args()
-    scale = torch.logspace(-2.3, 0.3, 400)
-    scale = torch.cat([scale, torch.tensor([0.02, 0.1, 0.5])]).sort().values  # the minima
+    import run
+    run.make_parser(__doc__).parse_args()
+    scale = torch.arange(5, 2001) / 1000
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     ax = figure.subplots()
     for residual in (0.0, 0.02, 0.1, 0.5):
@@ -163,9 +161,9 @@ def main():
         end = "" if residual else ": falls without end towards scale 0"
         line, = ax.semilogx(scale.numpy(), risk.numpy(), label=f"|residual| = {residual:g}{end}")
         if residual > 0:
-            ax.plot(residual, risk.min().item(), "o", color=line.get_color())
-            print(f"|residual| {residual:g}: smallest Eq. 9 {risk.min():+.3f} "
-                  f"at scale {scale[risk.argmin()]:.3f}")
+            best = risk.argmin()
+            ax.plot(scale[best], risk[best], "o", color=line.get_color())
+            print(f"|residual| {residual:g}: best scale {scale[best]:.3f}, Eq. 9 {risk[best]:+.3f}")
     ax.axvline(1 / 127.5, color="gray", linestyle=":", label="floor of the scale: one grey level")
     ax.set(xlabel="scale", ylabel="Eq. 9", ylim=(-5, 8), title="The best scale is |residual|")
     ax.legend(fontsize=8)

@@ -18,8 +18,6 @@
 Widths are chosen to meet the paper's parameter counts, 8.7 and 2.8 million; the released code
 builds 10.7 and 4.7 million. At a first reading, skip what stands below "Details".
 """
-import argparse
-
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -185,15 +183,12 @@ def layer_table(network, c, d):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Print every layer: python nets.py --size 128")
-    parser.add_argument("--size", type=int, default=256, help="side d of the image (Sec. 4.1: 256)")
-    parser.error = run.fail
+    parser = run.make_parser(__doc__)
+    parser.add_argument("--size", type=run.number(int, 1, 4096, check_size), default=256,
+                        help="side d of the image (Sec. 4.1: 256)")
     d = parser.parse_args().size
     for title, network in (("G, the U-Net with two heads", UNet()), ("f, the critic", Critic())):
-        try:
-            rows = layer_table(network, 1, d)
-        except ValueError as error:
-            run.fail(str(error))
+        rows = layer_table(network, 1, d)
         rows.append(("total", (), sum(row[2] for row in rows), sum(row[3] for row in rows)))
         print(f"\n{title}, one {d}x{d} image")
         print(f"{'layer':<22}{'output':<18}{'parameters':>12}{'MFLOP':>10}")

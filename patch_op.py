@@ -9,7 +9,6 @@ Bicubic resampling is linear and separable, so P_phi is two small matrices, for 
 One batched product thus cuts another square out of every image, on any device, differentiable to
 any order.
 """
-import argparse
 from typing import NamedTuple
 
 import torch
@@ -102,9 +101,8 @@ def main():
     import run
     from data import fit, phantoms, read_grey
 
-    parser = argparse.ArgumentParser(description="Draw patches: python patch_op.py slice.png")
+    parser = run.make_parser(__doc__)
     parser.add_argument("image", nargs="?", help="PNG, JPEG, TIFF or .npy; without it a phantom")
-    parser.error = run.fail
     args = parser.parse_args()
     d = 256
     try:

@@ -31,7 +31,8 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from data import SETS, fail, find_images, patient, picture_grid, progress
+from data import SETS, find_images, patient, picture_grid
+from run import fail, number, progress
 
 PARTS = ("input", "target", "evaluation")
 ACQUISITION = "CORPD_FBK"  # coronal proton density without fat suppression, as in Sec. 4.1
@@ -62,7 +63,7 @@ def shuffled(names, args):
     """In an order that names and seed decide: NumPy has frozen RandomState's stream for good."""
     names = sorted(names)[:args.limit]
     if not names:
-        fail("no patient of these archives can be used; look at their files' names and acquisitions")
+        fail("no patient of these archives can be used; see their files' names and acquisitions")
     return [names[i] for i in np.random.RandomState(args.seed % 2 ** 32).permutation(len(names))]
 
 
@@ -552,11 +553,11 @@ def go(args):
 
 def main():
     common = argparse.ArgumentParser(add_help=False)
-    add = common.add_argument
+    add, many = common.add_argument, number(int, 1, 10 ** 9)
     add("--out", type=Path, required=True, help="folder for PNG files, or NAME.h5 for one file")
-    add("--size", type=int, default=256, help="side d of the slices in pixels (Sec. 4.1: 256)")
+    add("--size", type=number(int, 1, 4096), default=256, help="side d in pixels (Sec. 4.1: 256)")
     add("--seed", type=int, default=0, help="decides who goes where (Sec. 4.1: randomly)")
-    add("--limit", type=int, help="a first look at so many patients, with an --out of its own")
+    add("--limit", type=many, help="a first look at so many patients, with an --out of its own")
     add("--preview", action="store_true", help="also draw slices: OUT/preview.png or NAME.png")
     add("--normalise", choices=("volume", "slice"), default="volume", help="its own grey scale")
     parser = argparse.ArgumentParser(description="Turn raw IXI, fastMRI and CQ500 into slices.")
@@ -570,18 +571,14 @@ def main():
     add("--t1", required=True, help="folder of T1 volumes, SUBJECT-T1.nii.gz")
     add("--ct", nargs="+", required=True, help="holds a folder or a NIfTI file for every patient")
     add("--centre", type=float, default=40, help="centre of the CT window in HU (Sec. 4.1: none)")
-    add("--width", type=float, default=400, help="width of the CT window in HU (Sec. 4.1: none)")
-    add("--patients-mri", type=int, default=144, help="T1 patients (Sec. 4.1: 144)")
-    add("--patients-ct", type=int, default=80, help="CT patients (Sec. 4.1: 80)")
+    add("--width", type=number(float, 1, 1e5), default=400, help="its width in HU (Sec. 4.1: none)")
+    add("--patients-mri", type=many, default=144, help="T1 patients (Sec. 4.1: 144)")
+    add("--patients-ct", type=many, default=80, help="CT patients (Sec. 4.1: 80)")
     examples = [line.split() for line in __doc__.splitlines() if "python prepare.py" in line]
     for each, words in zip((parser, *tasks.choices.values()), examples[:1] + examples):
         each.error, each.epilog = fail, f"example: {' '.join(words)}"
         each.formatter_class = partial(argparse.RawDescriptionHelpFormatter, width=79)
     args = parser.parse_args()
-    for flag in ("size", "limit", "width", "patients_mri", "patients_ct"):
-        value = getattr(args, flag, None)
-        if value is not None and value < 1:
-            fail(f"--{flag.replace('_', '-')} {value}: wants a number of at least 1")
     try:
         go(args)
     except ModuleNotFoundError as error:

@@ -8,16 +8,16 @@ rest is the paper and plain PyTorch. At a first reading, skip this file.
 import argparse
 import ctypes
 import json
+import math
 import os
-import pickle
 import signal
-import struct
 import sys
 import time
 import zipfile
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from matplotlib.figure import Figure
@@ -27,9 +27,6 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 CHECKPOINTS = ("checkpoint.pt", "checkpoint_before.pt")
 CONTENTS = {"config": dict, "step": int, "seconds": float, "history": dict, "networks": dict,
             "opt_G": dict, "opt_f": dict, "streams": dict}
-DAMAGE = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
-          ArithmeticError, MemoryError, RuntimeError, struct.error, pickle.UnpicklingError,
-          zipfile.BadZipFile)  # what reading a damaged or foreign checkpoint can raise
 
 
 # ---------------------------------------------------------------- one sentence, whole files
@@ -38,6 +35,32 @@ def fail(sentence):
     """Ends the program over what its user can mend: one sentence, exit code 2, no traceback."""
     print(f"error: {' '.join(sentence.split()).rstrip('.')}.", file=sys.stderr)
     raise SystemExit(2)
+
+
+def make_parser(description, **options):
+    """An argument parser whose complaints are one sentence, too."""
+    parser = argparse.ArgumentParser(description=description, **options,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = fail
+    return parser
+
+
+def number(kind, least, most, check=lambda value: None):
+    """An argparse type: int or float, from least to most; check raises ValueError for the unfit."""
+    def read(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        try:
+            if not least <= value <= most:
+                name = "whole" if kind is int else "finite"
+                raise ValueError(f"wants a {name} number from {least:g} to {most:g}, not {text}")
+            check(value)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error))
+        return value
+    return read
 
 
 def make_folder(path):
@@ -202,7 +225,7 @@ def draw_curves(folders, path):
     axes["wasserstein"].set(title="Wasserstein estimate: falls towards 0",
                             ylim=(min(later), 1.05 * max(later) + 1e-3))
     axes["slope"].set(title="slope of the critic: settles near 1", yscale="log")
-    axes["residual"].set(title="residual and scale in [-1,1]: approach", yscale="log")
+    axes["residual"].set(title="patch residual and scale: approach each other", yscale="log")
     for ax in axes.values():
         ax.set_xlabel("generator updates")
         ax.legend(fontsize=8)
@@ -247,7 +270,7 @@ def load_checkpoint(folder, check_settings=lambda config: None, device="cpu"):
             check_settings(checkpoint["config"])
         except (FileNotFoundError, NotADirectoryError):
             faults.append(f"{path}: no such checkpoint; give the folder of a run of train.py")
-        except DAMAGE as error:
+        except Exception as error:  # torch, pickle and zipfile raise all kinds over damage
             reason = error if type(error) is ValueError else type(error).__name__
             faults.append(f"{path}: is no checkpoint of train.py, or damaged ({reason})")
         else:
@@ -365,24 +388,26 @@ def last_words(error, folder):
 # ---------------------------------------------------------------- where runs stand
 
 def main():
-    parser = argparse.ArgumentParser(description="Say where runs stand and draw their curves: "
-                                                 "python run.py runs/uapi runs/pi")
+    parser = make_parser(__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders that train.py has written")
-    parser.error = fail
     folders = [Path(folder) for folder in parser.parse_args().runs]
     names = ("data", "method", "size", "lam", "seed", "updates")
+    logged = ("wasserstein", "slope", "residual", "scale_mean")
     for folder in folders:
         checkpoint = load_checkpoint(folder, lambda config: [config[name] for name in names])
         try:
-            rows = read_log(folder)
-            last = [{**row, "step": row["step"], "slope": row["slope"]} for row in rows][-1]
+            last = read_log(folder)[-1]
+            tenth = [row for row in read_log(folder) if row["step"] > 0.9 * last["step"]]
+            means = {name: fmean(row[name] for row in tenth)
+                     for name in logged if last[name] is not None}
         except (OSError, ValueError, LookupError, TypeError):
             fail(f"{folder}/log.jsonl: is missing, empty or damaged; give the folder of a run.")
         print(f"{folder}: " + ", ".join(f"{name} {checkpoint['config'][name]}" for name in names))
         step, n_updates = checkpoint["step"], checkpoint["config"]["updates"]
         print(f"  can go on from update {step} of {n_updates}, whose checkpoint is whole")
-        values = (f"{name} {value:.4g}" for name, value in last.items() if value is not None)
-        print("  last line: " + "  ".join(values))
+        for title, row in (("last line", last), ("mean of the last tenth", means)):
+            values = (f"{name} {value:.4g}" for name, value in row.items() if value is not None)
+            print(f"  {title}: " + "  ".join(values))
     draw_curves(folders, Path("curves.png"))
     print("wrote curves.png")
 

@@ -10,8 +10,6 @@ RUN/ gets config.json, log.jsonl, curves.png, samples/STEP.png, checkpoint.pt
 and the one before it: a line and a save per 1 % of the run, a picture per 10 %,
 and all of them at updates 1, 10 and 100, too.
 """
-import argparse
-import math
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -32,34 +30,8 @@ SMOKE = dict(data="phantom", size=64, width=8, critic_width=16, batch=4, critic_
 
 # ---------------------------------------------------------------- settings
 
-def number(kind, least, most):
-    """An argparse type: int or float, from least to most."""
-    def check(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not least <= value <= most:
-            name = "whole" if kind is int else "finite"
-            raise argparse.ArgumentTypeError(f"wants a {name} number from {least:g} to {most:g}, "
-                                             f"not {text}")
-        return value
-    return check
-
-
-def image_size(text):
-    size = number(int, 1, 4096)(text)
-    try:
-        check_size(size)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error))
-    return size
-
-
 def make_parser():
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.error = run.fail
+    parser, number = run.make_parser(__doc__), run.number
     flag, many = parser.add_argument, number(int, 1, 10 ** 9)
     weight, rate = number(float, 0, 1e12), number(float, 1e-12, 1e12)
     flag("--data", help="folder of slices, .h5 file, or the word phantom (Sec. 4.1)")
@@ -68,7 +40,8 @@ def make_parser():
     flag("--lam", type=weight, help="weight of the patch or consistency loss (Eq. 6; Sec. 3.4: by "
                                     "grid search), default 10; cut: 1; released: 0.5")
     flag("--p", type=weight, default=10.0, help="weight of the gradient penalty (Sec. 3.4: 10)")
-    flag("--size", type=image_size, default=256, help="side d of the images (Sec. 4.1: 256)")
+    flag("--size", type=number(int, 1, 4096, check_size), default=256,
+         help="side d of the images (Sec. 4.1: 256)")
     flag("--batch", type=number(int, 1, 4096), default=8, help="images in a batch (Sec. 3.4: 8)")
     flag("--updates", type=many, default=15000, help="generator updates (Sec. 3.4: 15,000)")
     flag("--critic-steps", type=many, default=15, help="critic updates for each (Sec. 3.4: 15)")
@@ -189,8 +162,9 @@ def train(config, slices, folder, state, requests=()):
     G, f, opt_G, opt_f = state.theta["G"], state.omega["f"], state.opt_G, state.opt_f
     b, d, n_c = config["batch"], config["size"], config["critic_steps"]
     p, lam, uncertainty = config["p"], config["lam"], config["method"] == "uapi"
-    device, n_updates, step = config["device"], config["updates"], state.step
-    (X, Y), streams, started = slices.on(device), state.streams, run.started(state.seconds)
+    device, streams = config["device"], state.streams
+    X, Y = slices.on(device)
+    step, n_updates, started = state.step, config["updates"], run.started(state.seconds)
 
     while step < n_updates:
         # The critic: n_c updates of omega. theta stands still.
@@ -228,6 +202,7 @@ def train(config, slices, folder, state, requests=()):
         run.stop_unless_finite(folder, step, critic=risk_f, generator=risk_G, **terms)
         stop = run.stop_requested(requests)
         if run.is_due(step, n_updates, 100, stop):
+            # between G(x), this update's, and the y and eps of the critic's last
             slope = critic_slope(f, y, G.image(x).detach(), eps).mean()
             run.log(folder, config, step, started, wasserstein=-risk_f, slope=slope, **terms)
         if run.is_due(step, n_updates, 10, stop):
@@ -243,8 +218,7 @@ def train(config, slices, folder, state, requests=()):
 # ---------------------------------------------------------------- the program
 
 @torch.no_grad()
-def dry_run(config, slices):
-    state = build(config)
+def dry_run(config, slices, state):
     X, _ = slices.on(config["device"])
     x = draw(X, config["batch"], state.streams["x"], config["device"])
     phi = sample_phi(config["batch"], config["size"], state.streams["phi"])
@@ -272,8 +246,6 @@ def main():
         print(f"  {flag:<14}{value}")
     try:
         slices = load(config["data"], config["size"])
-        if dry:
-            return dry_run(config, slices)
         state = build(config)
         if checkpoint:
             state = resumed(state, checkpoint, config["device"])
@@ -283,6 +255,8 @@ def main():
             if networks.keys() != {*state.theta, *state.omega}:  # cyclegan's would fit uapi's
                 run.fail(f"--init {config['init']}: its method trains {', '.join(networks)}, not "
                          f"what --method {config['method']} trains; give a run of like networks.")
+        if dry:
+            return dry_run(config, slices, state)
         run.begin(folder, config, checkpoint)
         loop = train if config["method"] in ("pi", "uapi") else baselines.train
         with run.stop_requests() as requests:

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 import data
-from oracles import tiny_slices
+from toys import tiny_slices
 
 torch.set_num_threads(1)
 

@@ -322,8 +322,8 @@ MUTANTS = [Mutant(*fields) for fields in (
      "def leaky(h, slope=0.0)", LIKELY),
     # Sec. 3.4: settings and start
     ("size_of_128", "train.py",
-     "type=image_size, default=256",
-     "type=image_size, default=128", RELEASED),
+     "check_size), default=256",
+     "check_size), default=128", RELEASED),
     ("batch_of_4", "train.py",
      'default=8, help="images in a batch',
      'default=4, help="images in a batch', RELEASED),
@@ -783,7 +783,9 @@ def restore(saved, mutant):
 
 def main():
     by_name, words = {mutant.name: mutant for mutant in MUTANTS}, sys.argv[1:]
-    if not words:
+    if words in (["-h"], ["--help"]):
+        print(__doc__)
+    elif not words:
         for mutant in MUTANTS:
             print(f"{mutant.name:<42}{mutant.file:<13}{mutant.seen}")
     elif words == ["plant", "--random"]:

@@ -4,7 +4,7 @@ import functools
 import math
 from contextlib import nullcontext
 from statistics import fmean as mean
-import pytest
+
 import torch
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
@@ -13,9 +13,10 @@ import baselines
 import losses
 import nets
 import train
-from oracles import (EPS, FAKE, PHI, TINY, X, Y, agree, critic, naive_eq2, naive_f, naive_patch,
-                     noise, phi_of)
+from oracles import (EPS, FAKE, PHI, X, Y, agree, critic, naive_eq2, naive_f, naive_patch, noise,
+                     phi_of)
 from patch_op import sample_phi
+from toys import TINY
 
 METHODS = ("pi", "uapi", *baselines.METHODS)
 CYCLE = "cycleGAN: -f(G(x)) - g(H(y)) + lam ( |H(G(x)) - x| + |G(H(y)) - y| )"

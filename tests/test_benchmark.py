@@ -7,8 +7,9 @@ import torch
 import benchmark
 import train
 from nets import Critic, UNet, layer_table
-from oracles import TINY, agree, equal, tiny_slices, trained
+from oracles import agree
 from patch_op import sample_phi
+from toys import TINY, equal, tiny_slices, trained
 
 
 def weights(state):

@@ -1,7 +1,6 @@
 """Sec. 4.2-4.5: metrics against naive loops and known answers, honest noise, the whole command."""
 import contextlib
 import csv
-import functools
 import importlib.util
 import io
 import json
@@ -22,6 +21,9 @@ import losses
 import nets
 import run
 import train
+from oracles import agree
+from toys import tiny_slices
+
 
 def settings(**changes):
     """A run's configuration as train.py writes it."""
@@ -30,11 +32,6 @@ def settings(**changes):
     for flag in ("resume", "smoke", "dry_run"):
         del config[flag]
     return config | changes
-
-
-@functools.cache
-def tiny_slices():
-    return data.phantoms(64, subjects=3, slices=2)
 
 
 def grey_levels(*shape, seed=0):
@@ -69,7 +66,8 @@ def test_ssim_equals_a_naive_loop_on_odd_shapes_and_ranges():
     b = 0.6 * a + 0.4 * b
     for data_range in (255.0, 100.0):
         expected = [naive_ssim(a[n, 0].tolist(), b[n, 0].tolist(), data_range) for n in range(2)]
-        assert evaluate.ssim(a, b, data_range).tolist() == pytest.approx(expected, abs=1e-9)
+        agree(evaluate.ssim(a, b, data_range), expected, "Sec. 4.2: SSIM = mean over windows of "
+              "(2 mu_a mu_b + C1) (2 cov_ab + C2) / ((mu_a^2 + mu_b^2 + C1) (var_a + var_b + C2))")
 
 
 def test_ssim_of_opposite_contrasts_is_negative():
@@ -96,9 +94,9 @@ def test_psnr_by_hand():
     b = a.clone()
     b[0] += 25.5
     b[1, 0, 0, 0] = 255.0
-    assert torch.allclose(evaluate.psnr(a, b),
-                          torch.tensor([20.0, 10 * math.log10(16)], dtype=torch.float64))
-    assert abs(evaluate.psnr(a[:1], b[:1], 51.0).item() - 20 * math.log10(2)) < 1e-12
+    equation = "Sec. 4.2: PSNR = 10 log10(data_range^2 / mean (a - b)^2)"
+    agree(evaluate.psnr(a, b), [20.0, 10 * math.log10(16)], equation)
+    agree(evaluate.psnr(a[:1], b[:1], 51.0), [20 * math.log10(2)], equation)
 
 
 def test_metrics_judge_every_image_by_itself():
@@ -115,11 +113,13 @@ def test_gaussian_noise_has_k_percent_of_255_and_is_clipped():
     x = torch.full((1, 1, 400, 400), 127.0)
     for scenario, sigma in (("GN5", 12.75), ("GN10", 25.5), ("GN20", 51.0)):
         noise = evaluate.perturb(x, scenario, torch.Generator().manual_seed(0)) - x
+        agree(noise.mean(), 0, f"Sec. 4.2: the noise of {scenario} has mean 0", 0.4)
         # clipping at 2.5 sigma costs GN20 a little of its deviation
-        assert abs(noise.mean()) < 0.4
-        assert noise.std().item() == pytest.approx(sigma, rel=0.01 if sigma < 40 else 0.03)
+        agree(noise.std(), sigma, f"Sec. 4.2: {scenario} is N(0, (k/100 255)^2), its deviation",
+              (0.01 if sigma < 40 else 0.03) * sigma)
     dark = evaluate.perturb(torch.zeros(1, 1, 100, 100), "GN20", torch.Generator().manual_seed(0))
-    assert dark.min() == 0 and dark.max() <= 255 and abs((dark == 0).float().mean() - 0.5) < 0.02
+    assert dark.min() == 0 and dark.max() <= 255, "Sec. 4.2: clipped to [0,255]"
+    agree((dark == 0).float().mean(), 0.5, "Sec. 4.2: half of the noise on black is clipped", 0.02)
 
 
 def test_impulses_replace_k_percent_of_the_pixels_by_uniform_values():
@@ -476,10 +476,11 @@ def test_correlation_is_taken_per_image_mean_and_per_pixel():
     scale = torch.tensor([[.01, 1, 0, 0], [2, .02, 0, 0], [0, 0, .03, 3]],
                          dtype=torch.float64).view(3, 1, 2, 2)
     found = evaluate.correlate((image - truth).abs(), scale, truth == 0)
-    # means agree, places do not
-    assert found["pearson_image"] == pytest.approx(1) and found["pearson_pixel"] < 0
-    # in order, most places agree
-    assert found["spearman_image"] == pytest.approx(1) and found["spearman_pixel"] > 0
+    # means agree, places do not, and in order most places do
+    for name in ("pearson", "spearman"):
+        agree(found[f"{name}_image"], 1, f"Sec. 4.5: {name} of mean scale and mean residual, one "
+              "number an image")
+    assert found["pearson_pixel"] < 0 < found["spearman_pixel"], "Sec. 4.5, pixel by pixel"
 
 
 def test_correlation_inside_a_region_leaves_the_rest_out():

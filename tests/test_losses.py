@@ -217,6 +217,22 @@ def test_patch_laplace_by_hand():
     agree(losses.patch_laplace(a, b, scale), (0.5 + 3 * math.log(2)) / 4, LAPLACE, 1e-12)
 
 
+def test_eq9_stays_finite_at_the_ends_of_float32():
+    """Residuals and scales that training can meet, and the softplus of what a scale head could
+    say at worst."""
+    floor = 1 / 127.5
+    head = torch.tensor([-1e4, -50.0, 0.0, 50.0, 1e4], requires_grad=True)
+    scales = torch.cat([torch.nn.functional.softplus(head) + floor, torch.tensor([floor, 0.1, 1e2])])
+    for residual in (0.0, 1e-38, 1e-7, 2.0):
+        for scale in scales:
+            a, b = (torch.full((1, 1, 2, 2), float(v), requires_grad=True) for v in (0, residual))
+            risk = losses.patch_laplace(a, b, scale.expand(1, 1, 2, 2))
+            expected = residual / scale.item() + math.log(2 * scale.item())
+            agree(risk, expected, LAPLACE, 1e-5 * abs(expected) + 1e-7)
+            slopes = torch.autograd.grad(risk, (a, b, head), retain_graph=True)
+            assert all(torch.isfinite(slope).all() for slope in slopes), (residual, scale)
+
+
 def test_patch_laplace_gradients_reach_both_sides_and_the_scale():
     a, b = noise(2, 1, 3, 3, seed=8).requires_grad_(), noise(2, 1, 3, 3, seed=9).requires_grad_()
     scale = (0.3 + noise(2, 1, 3, 3, seed=10).abs()).requires_grad_()
@@ -281,7 +297,7 @@ def test_the_drawing_of_eq9_finds_every_scale_at_its_residual(monkeypatch, tmp_p
     figures = []
     with mock.patch.object(Figure, "savefig", lambda figure, *_, **__: figures.append(figure)):
         losses.main()
-    printed = re.findall(r"\|residual\| (\S+): .* at scale (\S+)", capsys.readouterr().out)
+    printed = re.findall(r"\|residual\| (\S+): best scale ([\d.]+)", capsys.readouterr().out)
     assert len(printed) == 3
     assert all(float(scale) == pytest.approx(float(r), rel=0.05) for r, scale in printed)
     floor, = (v for v in figures[0].axes[0].lines if v.get_label().startswith("floor"))

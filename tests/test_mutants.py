@@ -17,7 +17,7 @@ from pathlib import Path
 from unittest import mock
 
 import mutants
-from oracles import refused
+from toys import refused
 
 # In the order of their imports: whoever imports a planted function must be loaded after it.
 MODULES = {name: importlib.import_module(name) for name in (

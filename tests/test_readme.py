@@ -16,7 +16,7 @@ from PIL import Image
 
 import data
 import mutants
-from oracles import tiny_slices
+from toys import tiny_slices
 
 ROOT = Path(__file__).resolve().parent.parent
 README, RESULTS, LAB = PAGES = [(ROOT / name).read_text()

@@ -11,7 +11,7 @@ import torch
 import data
 import evaluate
 import train
-from oracles import FAST, everything, go, refused, replaced, untimed_log
+from toys import FAST, everything, go, refused, replaced, untimed_log
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(),
                                 reason="this torch knows no other processes")

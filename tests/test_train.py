@@ -12,11 +12,10 @@ import torch
 import baselines
 import data
 import losses
-import run
 import train
-from oracles import (FAST, TINY, ToyF, ToyG, equal, everything, go, replaced, tiny_slices, trained,
-                     untimed_log)
 from patch_op import patch
+from toys import (FAST, TINY, ToyF, ToyG, equal, everything, go, replaced, tiny_slices, trained,
+                  untimed_log)
 
 NOWHERE = Path("nowhere")  # of runs that leave nothing
 

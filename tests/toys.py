@@ -1,0 +1,113 @@
+"""Toy networks, tiny runs, and the programs' command lines run in this process."""
+import functools
+import io
+import sys
+from contextlib import ExitStack, contextmanager, redirect_stderr
+from unittest import mock
+
+import torch
+from torch import nn
+
+import baselines
+import data
+import run
+import train
+
+TINY = dict(data="phantom", method="uapi", lam=10.0, p=10.0, size=64, batch=2, updates=2,
+            critic_steps=3, lr_g=5e-5, lr_c=2e-5, width=1, critic_width=1, seed=0, bf16=False,
+            device="cpu", out=None, init=None)
+FAST = "--data phantom --size 64 --width 1 --critic-width 1 --batch 2 --critic-steps 1".split()
+
+
+@functools.cache
+def tiny_slices(size=64, phantoms=data.phantoms):
+    return phantoms(size, subjects=3, slices=2)
+
+
+class ToyG(nn.Module):
+    """Two convolutions with the generator's manners: where a loop is audited, this is enough."""
+    def __init__(self, width):
+        super().__init__()
+        self.shared = nn.Conv2d(1, 2, 3, padding=1)
+        self.scale_head = nn.Conv2d(2, 1, 3, padding=1)
+
+    def image(self, x):
+        return torch.tanh(self.shared(x).sum(dim=1, keepdim=True) + x)
+
+    def forward(self, x):
+        h = self.shared(x)
+        image = torch.tanh(h.sum(dim=1, keepdim=True) + x)
+        return image, nn.functional.softplus(self.scale_head(h)) + 0.01
+
+
+class ToyF(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.shared = nn.Conv2d(1, 2, 5, stride=3)
+
+    def forward(self, y):
+        return self.shared(y).square().mean(dim=(1, 2, 3))
+
+
+@contextmanager
+def replaced(**stand_ins):
+    """Inside, these names mean other things in train.py, baselines.py and run.py, wherever they
+    occur; pictures are not drawn unless asked for."""
+    stand_ins = dict(draw_samples=lambda *_: None, draw_curves=lambda *_: None) | stand_ins
+    with ExitStack() as stack:
+        for module in (train, baselines, run):
+            for name in stand_ins.keys() & vars(module).keys():
+                stack.enter_context(mock.patch.object(module, name, stand_ins[name]))
+        yield
+
+
+def trained(folder, slices=None, **changes):
+    """The state after a run of TINY's settings, some of them changed."""
+    config = TINY | changes
+    state = train.build(config)
+    loop = train.train if config["method"] in ("pi", "uapi") else baselines.train
+    with replaced():
+        loop(config, slices or tiny_slices(), folder, state)
+    return state
+
+
+def go(*words, program=train, **stand_ins):
+    """Runs a program's command line in this process, on few phantoms."""
+    words = [f"{program.__name__}.py", *map(str, words)]
+    with (replaced(**stand_ins), mock.patch.object(sys, "argv", words),
+          mock.patch.object(data, "phantoms", tiny_slices)):
+        program.main()
+
+
+def refused(call, *words, **options):
+    """What a call that must end with exit code 2 says on stderr: one sentence."""
+    with redirect_stderr(io.StringIO()) as said:
+        try:
+            call(*words, **options)
+        except SystemExit as stop:
+            assert stop.code == 2, f"exit code {stop.code}"
+        else:
+            raise AssertionError("it went on")
+    error = said.getvalue()
+    assert error.startswith("error: ") and error.count("\n") == 1, error
+    return error
+
+
+def everything(folder):
+    return torch.load(folder / "checkpoint.pt", weights_only=True)
+
+
+def untimed_log(folder):
+    return [{name: value for name, value in row.items()
+             if name not in ("seconds", "images_per_second")} for row in run.read_log(folder)]
+
+
+def equal(one, other):
+    """Bit for bit, however deep."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(equal, one, other))
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return torch.equal(one, other)
+    return one is other or type(one) is type(other) and one == other
