@@ -184,7 +184,7 @@ def layer_table(network, c, d):
 
 def main():
     parser = run.make_parser(__doc__)
-    parser.add_argument("--size", type=run.number(int, 1, 4096, check_size), default=256,
+    parser.add_argument("--size", type=run.bounded(int, 1, 4096, check_size), default=256,
                         help="side d of the image (Sec. 4.1: 256)")
     d = parser.parse_args().size
     for title, network in (("G, the U-Net with two heads", UNet()), ("f, the critic", Critic())):

@@ -32,7 +32,7 @@ import numpy as np
 from PIL import Image
 
 from data import SETS, find_images, patient, picture_grid
-from run import fail, number, progress
+from run import bounded, fail, progress
 
 PARTS = ("input", "target", "evaluation")
 ACQUISITION = "CORPD_FBK"  # coronal proton density without fat suppression, as in Sec. 4.1
@@ -144,16 +144,16 @@ def brain(path, grid_path=None):
     T1 is stored sagittal, its T2 axial, some 13 degrees apart. Nothing is registered."""
     from scipy import ndimage
     stack, affine = read_nifti(grid_path or path)
-    kept, notes = core(len(stack)), {"file": path.name}
+    numbers, notes = core(len(stack)), {"file": path.name}
     if not grid_path:
-        return stack[kept.start:kept.stop], affine, kept, notes
-    shape = len(kept), *stack.shape[1:]
+        return stack[numbers.start:numbers.stop], affine, numbers, notes
+    shape = len(numbers), *stack.shape[1:]
     del stack  # so that both volumes and the result are never in memory together
     stack, own = read_nifti(path)
     step = np.linalg.inv(own) @ affine
-    start, air = step[:3, 3] + step[:3, 0] * kept.start, float(stack.min())
+    start, air = step[:3, 3] + step[:3, 0] * numbers.start, float(stack.min())
     stack = ndimage.affine_transform(stack, step[:3, :3], start, shape, order=1, cval=air)
-    return stack, affine, kept, notes | {"resampled_onto": grid_path.name}
+    return stack, affine, numbers, notes | {"resampled_onto": grid_path.name}
 
 
 def column_mask(name, measured):
@@ -186,39 +186,39 @@ def knee(path, accelerated):
             raise ValueError(f"{kspace.shape}, {undersampled=}; wants single-coil train and val")
         measured = np.any(kspace[len(kspace) // 2], axis=0)  # older files hold columns of zeros
         mask = column_mask(path.name, measured) if accelerated else measured
-        kept = core(len(kspace))
-        stack = np.stack([reconstruct(kspace[k] * mask) for k in kept])
+        numbers = core(len(kspace))
+        stack = np.stack([reconstruct(kspace[k] * mask) for k in numbers])
     notes = {"file": path.name}
     if accelerated:
         notes |= {"acceleration": round(float(measured.sum() / max(1, mask.sum())), 3),
                   "measured": int(measured.sum()), "columns": np.flatnonzero(mask).tolist()}
-    return stack, np.eye(4), kept, notes
+    return stack, np.eye(4), numbers, notes
 
 
 def ct(paths):
     """A patient's CT in Hounsfield units: the best plain axial DICOM series that can be read, else
     a NIfTI file. Gantry tilt, uneven distances, table and head holder stay, as in Sec. 4.1."""
     niftis = [path for path in paths if NIFTI.search(path.name)]
-    readers, found = plain_series([path for path in paths if path not in niftis])
+    readers, remarks = plain_series([path for path in paths if path not in niftis])
     for read in readers + [partial(brain, path) for path in niftis]:
         try:
-            stack, affine, kept, notes = read()
+            stack, affine, numbers, notes = read()
             if "file" in notes and stack.min() >= -500:
                 raise ValueError(f"{notes['file']}: nothing below -500; not in HU, or without air")
-            return np.maximum(stack, AIR, out=stack), affine, kept, notes | {"found": found}
+            return np.maximum(stack, AIR, out=stack), affine, numbers, notes | {"found": remarks}
         except ValueError as error:
-            found.append(str(error))
-    raise ValueError(f"no plain axial CT series: {'; '.join(found)}")
+            remarks.append(str(error))
+    raise ValueError(f"no plain axial CT series: {'; '.join(remarks)}")
 
 
 def read_series(title, headers):
     """headers: of one slice after the other, from bottom to top."""
-    affine, kept = np.eye(4), core(len(headers))
+    affine, numbers = np.eye(4), core(len(headers))
     with reading(Path(headers[0].filename)):  # DICOM counts to the patient's left and back
         lengths = [1, *map(float, headers[0].PixelSpacing)]
         affine[:3, :3] = directions(headers[0]).T * lengths * [[-1], [-1], [1]]
-    stack = np.stack([hounsfield(Path(headers[k].filename)) for k in kept])
-    return *upright(stack, affine), kept, {"series": title, "slices_acquired": len(headers)}
+    stack = np.stack([hounsfield(Path(headers[k].filename)) for k in numbers])
+    return *upright(stack, affine), numbers, {"series": title, "slices_acquired": len(headers)}
 
 
 def hounsfield(path):
@@ -246,7 +246,7 @@ def plain_series(paths):
     no gap; not derived, which is cut twice; of a soft kernel, since noise hides grey and white
     matter; of most slices: Sec. 4.1 counts 130 a patient. An odd file costs only itself."""
     import pydicom
-    series, found, fit = {}, [], {}
+    series, remarks, fit = {}, [], {}
     for path in paths:
         try:
             with reading(path):
@@ -260,7 +260,7 @@ def plain_series(paths):
                 tags = (header.get(tag) for tag in ("SeriesInstanceUID", "Rows", "Columns"))
                 series.setdefault((*tags, not place, *axes.round(2).flat), []).append(header)
         except ValueError as error:
-            found.append(str(error))
+            remarks.append(str(error))
     for headers in series.values():
         first, reason = headers[0], why_not(headers)
         title = f"{first.title}, {len(headers)} files in {Path(first.filename).parent.name}: "
@@ -271,11 +271,11 @@ def plain_series(paths):
             sharp = bool(SHARP.search(f"{first.title} {first.get('ConvolutionKernel')}".lower()))
             rank = reason != "whole", derived, sharp, -len(slices), title + reason, len(fit)
             fit[rank] = [slices[height] for height in sorted(slices)]
-        found.append(title + reason)
+        remarks.append(title + reason)
     suspects = sum(fit.values() or series.values(), [])
     if len({str(header.get("PatientID") or "").strip() for header in suspects} - {""}) > 1:
         raise ValueError("holds several people by PatientID; --ct wants a folder for every patient")
-    return [partial(read_series, rank[-2], fit[rank]) for rank in sorted(fit)], found
+    return [partial(read_series, rank[-2], fit[rank]) for rank in sorted(fit)], remarks
 
 
 def gap(heights):
@@ -311,8 +311,8 @@ def listed(folders, fits, wanted):
     """-> (folder, file below it), sorted, since the disk must not decide; no hidden files."""
     for folder in folders:
         paths = map(Path, sorted(glob.glob(f"{glob.escape(folder)}/**", recursive=True)))
-        found = [(folder, path) for path in paths if path.is_file() and fits(path)]
-        yield from found or fail(f"{folder}: no {wanted} in or below it; give the unpacked archive")
+        fit = [(folder, path) for path in paths if path.is_file() and fits(path)]
+        yield from fit or fail(f"{folder}: no {wanted} in or below it; give the unpacked archive")
 
 
 def keep_apart(places, name, place):
@@ -443,8 +443,8 @@ def begin(folder, parts, volumes, unopened, args):
         fail(f"{args.out}: holds other settings ({', '.join(differ)}); choose another --out")
     for who in sorted(now - known):
         min(before["drawn"]["input"], before["drawn"]["target"], key=len).append(who)
-    kept = {stem: reason for stem, reason in before["bad"].items() if stem in volumes}
-    return before | {"bad": kept | unopened}
+    still_bad = {stem: reason for stem, reason in before["bad"].items() if stem in volumes}
+    return before | {"bad": still_bad | unopened}
 
 
 def save(place, manifest):
@@ -481,10 +481,10 @@ def prepare(folder, manifest, volumes, args):
         save(folder / "manifest.json", manifest)
 
 
-def pack(out, found, size):
+def pack(out, files, size):
     """PNG files -> one .h5 as data.py reads it, slice by slice; written aside, then renamed."""
     with h5py.File(f"{out}.tmp", "w") as file:
-        for which, pairs in found.items():
+        for which, pairs in files.items():
             images = file.create_dataset(
                 which, (len(pairs), size, size), "uint8", compression="gzip",
                 chunks=(1, size, size), maxshape=(None, size, size))
@@ -498,12 +498,12 @@ def pack(out, found, size):
 def report(folder, manifest, args):
     """Says what there is, draws and packs it; ends the program where a set is without a slice."""
     entries, bad, done = find_images(folder), manifest["bad"], manifest["volumes"].values()
-    found = {s: [(name, paths[s]) for name, paths in entries if s in paths] for s in SETS}
-    print(f"{args.out}: " + ", ".join(f"{len(pairs)} slices for {s}" for s, pairs in found.items()))
+    files = {s: [(name, paths[s]) for name, paths in entries if s in paths] for s in SETS}
+    print(f"{args.out}: " + ", ".join(f"{len(pairs)} slices for {s}" for s, pairs in files.items()))
     if bad:
         print(f"skipped {len(bad)} volumes in all; the manifest has the reasons", file=sys.stderr)
     for part, which in zip(PARTS, SETS):
-        if manifest["drawn"][part] and not found[which]:
+        if manifest["drawn"][part] and not files[which]:
             reasons = "; ".join(f"{stem}: {reason}" for stem, reason in [*bad.items()][:3])
             fail(f"{args.out}: not one slice for {part}; {reasons}")
     if reached := [notes["4x"]["acceleration"] for notes in done if "4x" in notes]:
@@ -514,12 +514,12 @@ def report(folder, manifest, args):
     packed = args.out != folder
     if args.preview:
         columns = {which: [np.asarray(Image.open(pairs[i * (len(pairs) - 1) // 7][1]))
-                           for i in range(8)] for which, pairs in found.items() if pairs}
+                           for i in range(8)] for which, pairs in files.items() if pairs}
         place = args.out.with_suffix(".png") if packed else folder / "preview.png"
         picture_grid(place, list(zip(*columns.values())), list(columns))
     if packed:
         save(args.out.with_suffix(".json"), manifest)
-        pack(args.out, found, args.size)
+        pack(args.out, files, args.size)
         if not bad:
             return shutil.rmtree(folder)
         print(f"{folder} is kept: the same command tries the skipped volumes again")
@@ -553,9 +553,9 @@ def go(args):
 
 def main():
     common = argparse.ArgumentParser(add_help=False)
-    add, many = common.add_argument, number(int, 1, 10 ** 9)
+    add, many = common.add_argument, bounded(int, 1, 10 ** 9)
     add("--out", type=Path, required=True, help="folder for PNG files, or NAME.h5 for one file")
-    add("--size", type=number(int, 1, 4096), default=256, help="side d in pixels (Sec. 4.1: 256)")
+    add("--size", type=bounded(int, 1, 4096), default=256, help="side d in pixels (Sec. 4.1: 256)")
     add("--seed", type=int, default=0, help="decides who goes where (Sec. 4.1: randomly)")
     add("--limit", type=many, help="a first look at so many patients, with an --out of its own")
     add("--preview", action="store_true", help="also draw slices: OUT/preview.png or NAME.png")
@@ -571,7 +571,7 @@ def main():
     add("--t1", required=True, help="folder of T1 volumes, SUBJECT-T1.nii.gz")
     add("--ct", nargs="+", required=True, help="holds a folder or a NIfTI file for every patient")
     add("--centre", type=float, default=40, help="centre of the CT window in HU (Sec. 4.1: none)")
-    add("--width", type=number(float, 1, 1e5), default=400, help="its width in HU (Sec. 4.1: none)")
+    add("--width", type=bounded(float, 1, 1e5), default=400, help="width in HU (Sec. 4.1: none)")
     add("--patients-mri", type=many, default=144, help="T1 patients (Sec. 4.1: 144)")
     add("--patients-ct", type=many, default=80, help="CT patients (Sec. 4.1: 80)")
     examples = [line.split() for line in __doc__.splitlines() if "python prepare.py" in line]

@@ -45,7 +45,7 @@ def make_parser(description, **options):
     return parser
 
 
-def number(kind, least, most, check=lambda value: None):
+def bounded(kind, least, most, check=lambda value: None):
     """An argparse type: int or float, from least to most; check raises ValueError for the unfit."""
     def read(text):
         try:

@@ -31,27 +31,27 @@ SMOKE = dict(data="phantom", size=64, width=8, critic_width=16, batch=4, critic_
 # ---------------------------------------------------------------- settings
 
 def make_parser():
-    parser, number = run.make_parser(__doc__), run.number
-    flag, many = parser.add_argument, number(int, 1, 10 ** 9)
-    weight, rate = number(float, 0, 1e12), number(float, 1e-12, 1e12)
+    parser, bounded = run.make_parser(__doc__), run.bounded
+    flag, many = parser.add_argument, bounded(int, 1, 10 ** 9)
+    weight, rate = bounded(float, 0, 1e12), bounded(float, 1e-12, 1e12)
     flag("--data", help="folder of slices, .h5 file, or the word phantom (Sec. 4.1)")
     flag("--method", choices=("uapi", "pi") + baselines.METHODS, default="uapi",
          help="uapi, the default: Eq. 9; pi: Eq. 6; the others: Sec. 4.2, baselines.py")
     flag("--lam", type=weight, help="weight of the patch or consistency loss (Eq. 6; Sec. 3.4: by "
                                     "grid search), default 10; cut: 1; released: 0.5")
     flag("--p", type=weight, default=10.0, help="weight of the gradient penalty (Sec. 3.4: 10)")
-    flag("--size", type=number(int, 1, 4096, check_size), default=256,
+    flag("--size", type=bounded(int, 1, 4096, check_size), default=256,
          help="side d of the images (Sec. 4.1: 256)")
-    flag("--batch", type=number(int, 1, 4096), default=8, help="images in a batch (Sec. 3.4: 8)")
+    flag("--batch", type=bounded(int, 1, 4096), default=8, help="images in a batch (Sec. 3.4: 8)")
     flag("--updates", type=many, default=15000, help="generator updates (Sec. 3.4: 15,000)")
     flag("--critic-steps", type=many, default=15, help="critic updates for each (Sec. 3.4: 15)")
     flag("--lr-g", type=rate, default=5e-5, help="learning rate of G (Sec. 3.4: 5e-5)")
     flag("--lr-c", type=rate, default=2e-5, help="learning rate of f (Sec. 3.4: 2e-5)")
-    flag("--width", type=number(int, 1, 256), default=16,
+    flag("--width", type=bounded(int, 1, 256), default=16,
          help="width of G's first level (Sec. 3.4: 8.7 million parameters)")
-    flag("--critic-width", type=number(int, 1, 512), default=32,
+    flag("--critic-width", type=bounded(int, 1, 512), default=32,
          help="width of f's first level (Sec. 3.4: 2.8 million parameters)")
-    flag("--seed", type=number(int, 0, 10 ** 8), default=0,
+    flag("--seed", type=bounded(int, 0, 10 ** 8), default=0,
          help="seed of weights, batches, phi and eps (Sec. 3.4 is silent)")
     flag("--bf16", action="store_true",
          help="layers in bfloat16; patches, penalty and losses in float32 (Sec. 3.4 is silent)")

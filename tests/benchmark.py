@@ -117,7 +117,7 @@ def measure(config):
 def main():
     parser = train.make_parser()
     parser.description = __doc__
-    parser.add_argument("--repeats", type=run.number(int, 1, 1000), default=5,
+    parser.add_argument("--repeats", type=run.bounded(int, 1, 1000), default=5,
                         help="rounds that count, after one that does not; default 5")
     config = vars(parser.parse_args()) | {"lam": 10.0}
     config["device"] = run.pick_device(config["device"])
