@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 import run
-from data import draw, draw_samples
+from data import draw, plot_samples
 from losses import (critic_slope, patch_l1, patch_laplace, wasserstein_critic_loss,
                     wasserstein_generator_loss)
 from nets import Critic, UNet, Up, conv3, he_init
@@ -121,7 +121,8 @@ def gcgan_generator_loss(f, f_T, G, x, lam, uncertainty=False):
     l_gen = -f(G(x)) - f_T(G(T(x))) + lam |G(x) - T^-1(G(T(x)))|            (False: gcgan)
     l_gen = -f(G(x)) - f_T(G(T(x))) + lam l_patch(a, b, G^sigma(T(x)))      (True: uagc, Eq. 9)
 
-    with a = T(G(x)), b = G(T(x)). x [b,1,d,d] in [-1,1] -> scalar and its terms.
+    with a = T(G(x)), b = G(T(x)). The first line's |.| equals |a - b|, since T^-1 = T.
+    x [b,1,d,d] in [-1,1] -> scalar and its terms.
     """
     image = G.image(x)
     b, scale = G(T(x)) if uncertainty else (G.image(T(x)), None)
@@ -294,7 +295,8 @@ def critic_risk(method, theta, omega, x, y, phi, eps, p):
 
     l_cri = sum of C over the method's triples (critic; real, fake),   C = Eq. 2
 
-    x, y [b,1,d,d] in [-1,1]; eps [b,1,1,1], the same for all critics -> scalar. phi is Eq. 5's.
+    x, y [b,1,d,d] in [-1,1]; eps [b,1,1,1], the same for all critics -> scalar. phi: for Eq. 5,
+    which a test puts in this place; no method here has patches.
     """
     G, f = theta["G"], omega["f"]
     with torch.no_grad():
@@ -385,8 +387,8 @@ def train(config, slices, folder, state, requests=()):
             run.log(folder, config, step, started, wasserstein=-risk_f, slope=slope, **terms)
         if run.is_due(step, n_updates, 10, stop):
             picture = folder / "samples" / f"{step:06d}.png"
-            draw_samples(picture, G, slices, device, trains_scale(config))
-            run.draw_curves([folder], folder / "curves.png")
+            plot_samples(picture, G, slices, device, trains_scale(config))
+            run.plot_curves([folder], folder / "curves.png")
         if run.is_due(step, n_updates, 100, stop):
             run.save(folder, config, step, started, state)
         if stop:

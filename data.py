@@ -170,7 +170,7 @@ def picture_grid(path, rows, titles, maps=0, caption="", square=None):
 
 
 @torch.no_grad()
-def draw_samples(path, G, slices, device, with_scale):
+def plot_samples(path, G, slices, device, with_scale):
     """The row that Eq. 6 and 9 are about, for three fixed slices, of evaluation if there are any.
     The scale is the patch's. ugac's alpha, beta are none of patches: never drawn here."""
     inputs = slices.evaluation_input if len(slices.evaluation_input) else slices.input

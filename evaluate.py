@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 import run
 from baselines import make_generator, trains_scale
-from data import (ENDINGS, draw_samples, fit, images_in, load, patient, picture_grid, read_grey,
+from data import (ENDINGS, plot_samples, fit, images_in, load, patient, picture_grid, read_grey,
                   save_figure, say_skipped, to_unit)
 from train import check_settings
 
@@ -130,9 +130,9 @@ def load_run(folder, device):
 
 @torch.no_grad()
 def translate(G, x, device):
-    """x [n,1,d,d] in grey levels -> translation in [0,255] and alpha, in grey levels, and beta, 1
-    where G has two heads; on the CPU. Under torchrun each of N processes takes every N-th batch,
-    and all get everything."""
+    """x [n,1,d,d] in grey levels -> translation in [0,255]; alpha in grey levels, the scale itself
+    but for ugac; beta, 1 but for ugac; on the CPU. Under torchrun each of N processes takes every
+    N-th batch, and all get everything."""
     rank, count = 0, 1
     if distributed.is_initialized():
         rank, count = distributed.get_rank(), distributed.get_world_size()
@@ -219,7 +219,7 @@ def line_style(metrics, name):
     return {"color": f"C{k % 10}", "marker": "osD^v<>P*"[k % 9], "markersize": 5}
 
 
-def draw_psnr(path, metrics):
+def plot_psnr(path, metrics):
     """Figures 2 and 3: PSNR over the seven scenarios."""
     figure, (ax,) = panels(1, 9, 5)
     for name, row in scores_of(metrics).items():
@@ -236,7 +236,7 @@ def six_of(n):
     return np.linspace(0, n - 1, 6).round().astype(int)
 
 
-def draw_translations(path, x, translations, truth=None):
+def plot_translations(path, x, translations, truth=None):
     """Figure 4, and without truth Figure 5. [6,1,d,d] each; translations: by the run's name."""
     columns = {"input": x, **translations} | ({} if truth is None else {"truth": truth})
     picture_grid(path, list(zip(*columns.values())), list(columns), caption="A good translation "
@@ -296,7 +296,7 @@ def correlate(residual, scale, inside):
             "pearson_pixel": pearson(*pixels), "spearman_pixel": spearman(*pixels)}
 
 
-def draw_residuals(path, x, translation, truth, scale):
+def plot_residuals(path, x, translation, truth, scale):
     """Figures 6 and 8: where the residual is and where the scale says it is. [6,1,d,d] each."""
     rows = list(zip(x, translation, truth, (translation - truth).abs(), scale))
     picture_grid(path, rows, ["input", "translation", "truth", "residual", "scale"], 2,
@@ -308,7 +308,7 @@ def two_digits(correlation):
     return "undefined" if correlation is None else f"{correlation:.2f}"
 
 
-def draw_scatter(path, metrics, points):
+def plot_scatter(path, metrics, points):
     """Figures 7 and 9: mean scale against mean residual, one point an image, one panel a run."""
     figure, axes = panels(len(points), 4, 4.3)
     for (name, means), ax in zip(points.items(), axes):
@@ -433,7 +433,7 @@ def maps_of(metrics):
             if judged["uncertainty"]}
 
 
-def draw_sparsification(path, metrics):
+def plot_sparsification(path, metrics):
     figure, (ax,) = panels(1, 8, 4.5)
     for name, judged in maps_of(metrics).items():
         curve, style = judged["sparsification"], line_style(metrics, name)
@@ -446,7 +446,7 @@ def draw_sparsification(path, metrics):
                 "area between the two over the curve's first value, 0 at best.")
 
 
-def draw_reliability(path, metrics):
+def plot_reliability(path, metrics):
     """On the patients that rescaled() judges."""
     figure, axes = panels(2, 5, 4.5)
     titles = {"before": "as translated", "after": "scale times c, fitted on other patients"}
@@ -497,17 +497,17 @@ def judge(runs, slices, out, device):
                 judged, points[name] = judge_map(*parts, patients[chosen], noise)
                 row |= judged
                 scale = expected_residual(alpha[shown], beta[shown])
-                draw_residuals(out / f"fig6_8_{name}.png", x[shown], translations[name],
+                plot_residuals(out / f"fig6_8_{name}.png", x[shown], translations[name],
                                truth[shown], scale)
     if not run.is_first():
         return None
-    draw_psnr(out / "fig2_3_psnr.png", metrics)
+    plot_psnr(out / "fig2_3_psnr.png", metrics)
     x = torch.from_numpy(slices.evaluation_input[shown]).unsqueeze(1)
-    draw_translations(out / "fig4_samples.png", x, translations, truth[shown])
+    plot_translations(out / "fig4_samples.png", x, translations, truth[shown])
     if points:
-        draw_scatter(out / "fig7_9_scatter.png", metrics, points)
-        draw_sparsification(out / "sparsification.png", metrics)
-        draw_reliability(out / "reliability.png", metrics)
+        plot_scatter(out / "fig7_9_scatter.png", metrics, points)
+        plot_sparsification(out / "sparsification.png", metrics)
+        plot_reliability(out / "reliability.png", metrics)
     return metrics
 
 
@@ -620,7 +620,7 @@ def translate_unpaired(runs, slices, out, device):
     x = torch.from_numpy(slices.evaluation_input[shown]).float().unsqueeze(1)
     translations = {name: translate(G, x, device)[0] for name, (G, _) in runs.items()}
     if run.is_first():
-        draw_translations(out / "fig5_translations.png", x, translations)
+        plot_translations(out / "fig5_translations.png", x, translations)
     write_translations(zip(names, slices.evaluation_input), runs, out, device)
     print(f"no pairs, so no scores: wrote {out}/fig5_translations.png")
 
@@ -652,7 +652,7 @@ def main():
     run.make_folder(out)
     if run.is_first():
         for name, (G, config) in runs.items():
-            draw_samples(out / f"patches_{name}.png", G, slices, device, trains_scale(config))
+            plot_samples(out / f"patches_{name}.png", G, slices, device, trains_scale(config))
     evaluate = evaluate_pairs if len(slices.evaluation_target) else translate_unpaired
     evaluate(runs, slices, out, device)
     run.leave_processes()

@@ -18,9 +18,9 @@
     P_phi       patch(., phi) shape kept     the patch operator, one phi_n per image        Eq. 4
     l_patch     patch_l1, patch_laplace      how far G(P(x)) and P(G(x)) are apart          Eq. 6, 9
     lambda      lam           number         weight of the patch loss                       Eq. 6
-    a, b        a, b          [b,c_out,d,d]  P(G(x)), G(P(x)); a - b: the patch residual    Sec. 3.3
+    a, b        a, b          [b,c_out,d,d]  P(G(x)), G(P(x)); patch residual epsilon = a-b Sec. 3.3
     sigma       scale         [b,c_out,d,d]  G^sigma(P(x)), of each residual pixel          Eq. 9
-    b           len(x)        number         images in the batch (a letter used twice)      Eq. 2
+    b           len(x)        number         images in the batch (b, epsilon: used twice)   Eq. 2
     d           d             pixels         side of an image                               Sec. 3.1
 """
 import torch

@@ -79,7 +79,7 @@ class UNet(nn.Module):
     def encode(self, x, stages=6):
         """x -> the encoder's first stages: [b,w,d,d], [b,2w,d/2,d/2], ..., [b,32w,d/32,d/32]."""
         check_size(x.shape[-1])
-        x = with_speck(x)
+        x = with_speck(x)  # only a constant image changes
         levels = [self.down[0](x)]
         for block in self.down[1:stages]:
             levels.append(block(F.max_pool2d(levels[-1], 2)))
@@ -93,7 +93,7 @@ class UNet(nn.Module):
         return h, skips.pop()
 
     def image(self, x):
-        """G^I(x) alone: the critic's updates never need the scale."""
+        """G^I(x) alone: the critic's updates never need the scale. float32 with --bf16, too."""
         return torch.tanh(self.image_out(self.image_up(*self.trunk(x))).to(x.dtype))
 
     def forward(self, x):

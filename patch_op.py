@@ -40,7 +40,7 @@ def sample_phi(b, d, generator=None):
     return Phi(size, j1, j2)
 
 
-def keys(t):
+def cubic(t):
     """Keys' cubic convolution kernel with a = -0.5, as in tf.image.resize(method="bicubic").
 
     k(t) = 1.5|t|^3 - 2.5|t|^2 + 1 for |t| <= 1,  -0.5|t|^3 + 2.5|t|^2 - 4|t| + 2 for 1 < |t| < 2
@@ -58,7 +58,7 @@ def keys(t):
 def resampling_matrix(size, start, d, dtype):
     """The matrix that cuts pixels start .. start+size-1 out of d pixels and stretches them to d.
 
-    A[i,k] = keys(u_i - (k - start)) for start <= k < start + size, else 0; each row sums to 1
+    A[i,k] = cubic(u_i - (k - start)) for start <= k < start + size, else 0; each row sums to 1
 
     with u_i = (i + 1/2) size/d - 1/2, the place of output pixel i in the crop (pixel centres lie at
     half numbers). size, start: int64 [b]; d: pixels -> [b,d,d] of dtype. Taps outside the crop are
@@ -70,7 +70,7 @@ def resampling_matrix(size, start, d, dtype):
     # u_i - k over the common denominator 2d: the only rounding is that of one division.
     distance = ((2 * i + 1) * size - (2 * k + 1) * d).to(dtype) / (2 * d)            # [b,d,d]
     inside = (k >= 0) & (k < size)
-    weight = torch.where(inside, keys(distance), torch.zeros_like(distance))
+    weight = torch.where(inside, cubic(distance), torch.zeros_like(distance))
     return weight / weight.sum(dim=2, keepdim=True)
 
 

@@ -206,7 +206,7 @@ def read_log(folder):
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def draw_curves(folders, path):
+def plot_curves(folders, path):
     """Three panels. The Wasserstein estimate's early numbers are a hundred times the later ones,
     so the height of its panel is that of the last nine tenths."""
     figure, later = Figure(figsize=(14, 4.2), layout="constrained"), [0]
@@ -408,7 +408,7 @@ def main():
         for title, row in (("last line", last), ("mean of the last tenth", means)):
             values = (f"{name} {value:.4g}" for name, value in row.items() if value is not None)
             print(f"  {title}: " + "  ".join(values))
-    draw_curves(folders, Path("curves.png"))
+    plot_curves(folders, Path("curves.png"))
     print("wrote curves.png")
 
 

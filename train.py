@@ -19,7 +19,7 @@ from torch import distributed, nn
 
 import baselines
 import run
-from data import draw, draw_samples, load
+from data import draw, plot_samples, load
 from losses import critic_loss, critic_slope, generator_loss
 from nets import Critic, UNet, check_size
 from patch_op import patch, sample_phi
@@ -173,7 +173,7 @@ def train(config, slices, folder, state, requests=()):
             y = draw(Y, b, streams["y"], device)                       #     [b,1,d,d] each
             phi = sample_phi(b, d, streams["phi"])                     # (2) a patch for each image
             eps = torch.rand(b, 1, 1, 1, generator=streams["eps"])     # (3) a number for each image
-            x, y, phi, eps = run.my_share(x, y, phi, eps.to(device))
+            x, y, phi, eps = run.my_share(x, y, phi, eps.to(device))   # all, but for torchrun
             with run.bf16(config):
                 with torch.no_grad():
                     fake = G.image(x)                                  # (4) G(x), no gradient
@@ -187,7 +187,7 @@ def train(config, slices, folder, state, requests=()):
         x = draw(X, b, streams["x"], device)                           # (7) a fresh batch
         phi = sample_phi(b, d, streams["phi"])                         # (8) and fresh patches
         x, phi = run.my_share(x, phi)
-        f.requires_grad_(False)
+        f.requires_grad_(False)                                        # spares work
         with run.bf16(config):
             risk_G, terms = generator_loss(f, G, x, phi, lam, uncertainty)  # (9) Eq. 6, 9
         opt_G.zero_grad()
@@ -207,8 +207,8 @@ def train(config, slices, folder, state, requests=()):
             run.log(folder, config, step, started, wasserstein=-risk_f, slope=slope, **terms)
         if run.is_due(step, n_updates, 10, stop):
             picture = folder / "samples" / f"{step:06d}.png"
-            draw_samples(picture, G, slices, device, uncertainty and lam > 0)
-            run.draw_curves([folder], folder / "curves.png")
+            plot_samples(picture, G, slices, device, uncertainty and lam > 0)
+            run.plot_curves([folder], folder / "curves.png")
         if run.is_due(step, n_updates, 100, stop):
             run.save(folder, config, step, started, state)
         if stop:

@@ -721,7 +721,7 @@ def test_samples_show_both_sides_of_patch_invariance_their_residual_and_the_scal
     def grid(path, rows, titles, maps, caption, square):
         shown.update(path=path, rows=rows, titles=titles, maps=maps, square=square)
     with replaced.object(data, "picture_grid", grid):
-        data.draw_samples(tmp_path / "new" / "a.png", G, slices, "cpu", with_scale)
+        data.plot_samples(tmp_path / "new" / "a.png", G, slices, "cpu", with_scale)
     with_scale = with_scale and G is nonlinear  # ugac's alpha and beta say nothing of patches
     chosen = [1, 3, 5]
     x = data.to_unit(torch.from_numpy(slices.evaluation_input[chosen]).unsqueeze(1))

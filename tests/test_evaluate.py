@@ -326,7 +326,7 @@ def test_figures_6_and_8_show_residual_and_scale_last_and_as_maps():
     x, translation, truth, scale = (grey_levels(6, 1, 8, 8, seed=seed) for seed in range(4))
     shown = []
     with replaced.object(evaluate, "picture_grid", lambda *words: shown.extend(words)):
-        evaluate.draw_residuals("nowhere.png", x, translation, truth, scale)
+        evaluate.plot_residuals("nowhere.png", x, translation, truth, scale)
     _, rows, titles, maps, _ = shown
     assert titles == ["input", "translation", "truth", "residual", "scale"] and maps == 2
     columns = x, translation, truth, (translation - truth).abs(), scale
@@ -384,8 +384,8 @@ def test_every_figure_says_below_itself_how_to_read_it(tmp_path):
     with replaced.object(evaluate, "save_figure", figure), \
             replaced.object(data, "save_figure", figure):
         evaluate.judge({"one": (toy(0.9), settings())}, slices, tmp_path, "cpu")
-        evaluate.draw_translations(tmp_path / "fig5.png", torch.zeros(6, 1, 64, 64), {})
-        data.draw_samples(tmp_path / "patches.png", toy(0.9), slices, "cpu", True)
+        evaluate.plot_translations(tmp_path / "fig5.png", torch.zeros(6, 1, 64, 64), {})
+        data.plot_samples(tmp_path / "patches.png", toy(0.9), slices, "cpu", True)
     good = {"fig2_3_psnr.png": "A good curve", "fig4_samples.png": "A good translation",
             "fig5.png": "A good translation", "fig6_8_one.png": "A good scale",
             "fig7_9_scatter.png": "A good scale", "sparsification.png": "A good curve",
@@ -932,7 +932,7 @@ def test_unpaired_data_are_all_translated_and_not_scored(monkeypatch, tmp_path, 
 
     def grid(path, rows, titles, *_, **__):
         shown[path.name] = rows, titles
-    with replaced.multiple(evaluate, picture_grid=grid, draw_samples=lambda *_: None):
+    with replaced.multiple(evaluate, picture_grid=grid, plot_samples=lambda *_: None):
         cli(monkeypatch, *runs, "--data", tmp_path / "unpaired.h5", "--out", tmp_path / "out")
     out = tmp_path / "out"
     assert not (out / "metrics.json").exists() and list(shown) == ["fig5_translations.png"]

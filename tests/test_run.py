@@ -99,7 +99,7 @@ def test_both_loops_log_and_save_every_per_cent_and_draw_every_tenth():
         with tempfile.TemporaryDirectory() as folder, replaced(
                 UNet=ToyG, Critic=ToyF, log=lambda _, __, step, *___, **____: logged.append(step),
                 save=lambda _, __, step, *___: saved.append(step),
-                draw_samples=lambda path, *_: drawn.append(path.name)):
+                plot_samples=lambda path, *_: drawn.append(path.name)):
             config = TINY | {"method": method, "updates": 20, "critic_steps": 1}
             loop = train.train if method == "uapi" else baselines.train
             loop(config, tiny_slices(), Path(folder), train.build(config))
@@ -115,8 +115,8 @@ def test_a_stop_leaves_line_picture_and_checkpoint_of_its_update():
         with tempfile.TemporaryDirectory() as folder:
             with pytest.raises(SystemExit) as stop:
                 go_toy(*FAST, "--method", method, "--updates", 1000, "--out", folder,
-                       progress=terminate, draw_samples=lambda path, *_: drawn.append(path.name),
-                       draw_curves=lambda folders, path: drawn.append(path.name))
+                       progress=terminate, plot_samples=lambda path, *_: drawn.append(path.name),
+                       plot_curves=lambda folders, path: drawn.append(path.name))
             assert stop.value.code == 128 + signal.SIGTERM
             assert [row["step"] for row in untimed_log(Path(folder))] == [1, 7]
             assert everything(Path(folder))["step"] == 7
@@ -157,7 +157,7 @@ def test_curves_show_every_run_and_their_height_is_that_of_the_last_nine_tenths(
             Figure, "savefig", lambda figure, place, **_: figures.append(figure) or place.touch()):
         uapi, pi = Path(root, "uapi"), Path(root, "pi")
         rows, _ = write_log(uapi, scale=0.25), write_log(pi)
-        run.draw_curves([uapi, pi], Path(root, "curves.png"))
+        run.plot_curves([uapi, pi], Path(root, "curves.png"))
         assert Path(root, "curves.png").exists()
     panels = figures[0].axes
     for ax, name in zip(panels, ("wasserstein", "slope", "residual"), strict=True):
@@ -175,7 +175,7 @@ def test_a_scale_is_shown_where_a_risk_has_trained_it():
     for method, lam in itertools.product(("uapi", "pi", "gcgan", "uagc", "released"), (10.0, 0.0)):
         with tempfile.TemporaryDirectory() as folder, replaced(
                 UNet=ToyG, Critic=ToyF, log=lambda *_, **__: None, save=lambda *_: None,
-                draw_samples=lambda *words: shown.update({(method, lam): words[4]})):
+                plot_samples=lambda *words: shown.update({(method, lam): words[4]})):
             config = TINY | {"method": method, "lam": lam, "updates": 1, "critic_steps": 1}
             loop = train.train if method in ("uapi", "pi") else baselines.train
             loop(config, tiny_slices(), Path(folder), train.build(config))
@@ -186,7 +186,7 @@ def test_a_scale_is_shown_where_a_risk_has_trained_it():
 def test_a_run_leaves_what_the_readme_promises(tmp_path, capsys):
     folder = tmp_path / "run"
     go(*FAST, "--updates", 2, "--out", folder,
-       draw_samples=data.draw_samples, draw_curves=run.draw_curves)
+       plot_samples=data.plot_samples, plot_curves=run.plot_curves)
     assert {path.name for path in folder.iterdir()} == {
         *run.CHECKPOINTS, "config.json", "curves.png", "log.jsonl", "samples"}
     samples = sorted((folder / "samples").iterdir())
@@ -447,9 +447,9 @@ def test_run_py_says_where_runs_stand_and_draws_their_curves(monkeypatch, tmp_pa
     go_toy(*FAST, "--method", "pi", "--lam", 2, "--seed", 3, "--updates", 1, "--out", "other")
     capsys.readouterr()
     drawn = []
-    draw_curves = run.draw_curves
+    plot_curves = run.plot_curves
     go(copy, "other", program=run,
-       draw_curves=lambda *words: drawn.append(words) or draw_curves(*words))
+       plot_curves=lambda *words: drawn.append(words) or plot_curves(*words))
     first, whole, last, tenth, second, *_ = capsys.readouterr().out.splitlines()
     assert first.startswith(f"{copy}: data phantom, method uapi, size 64, lam 10.0, seed 0")
     assert whole == "  can go on from update 3 of 3, whose checkpoint is whole" and "step 3" in last
@@ -846,7 +846,7 @@ def test_a_full_disk_ends_in_one_sentence_and_the_last_checkpoint_is_whole(tmp_p
     for name, fault in faults.items():
         folder = tmp_path / name
         words = *FAST, "--updates", 3, "--out", folder
-        full = {"draw_samples": raising(FULL)} if name == "samples" else {}
+        full = {"plot_samples": raising(FULL)} if name == "samples" else {}
         with fault():
             said = refused(go_toy, *words, **full)
         assert "cannot be written" in said and f"{folder}" in said, (name, said)

@@ -53,7 +53,7 @@ class ToyF(nn.Module):
 def replaced(**stand_ins):
     """Inside, these names mean other things in train.py, baselines.py and run.py, wherever they
     occur; pictures are not drawn unless asked for."""
-    stand_ins = dict(draw_samples=lambda *_: None, draw_curves=lambda *_: None) | stand_ins
+    stand_ins = dict(plot_samples=lambda *_: None, plot_curves=lambda *_: None) | stand_ins
     with ExitStack() as stack:
         for module in (train, baselines, run):
             for name in stand_ins.keys() & vars(module).keys():
