@@ -222,10 +222,10 @@ def plot_curves(folders, path):
         if rows[-1]["scale_mean"] is not None:
             scale = [row["scale_mean"] for row in rows]
             axes["residual"].plot(steps, scale, "--", color=f"C{k % 10}", label=f"{name}, scale")
-    axes["wasserstein"].set(title="Wasserstein estimate: falls towards 0",
+    axes["wasserstein"].set(title="Wasserstein estimate: should fall towards 0",
                             ylim=(min(later), 1.05 * max(later) + 1e-3))
-    axes["slope"].set(title="slope of the critic: settles near 1", yscale="log")
-    axes["residual"].set(title="patch residual and scale: approach each other", yscale="log")
+    axes["slope"].set(title="slope of the critic: should settle near 1", yscale="log")
+    axes["residual"].set(title="patch residual and scale: should approach", yscale="log")
     for ax in axes.values():
         ax.set_xlabel("generator updates")
         ax.legend(fontsize=8)
