@@ -191,7 +191,7 @@ def plot_samples(path, G, slices, device, with_scale):
     with_scale = with_scale and not beta
     if with_scale:
         columns["scale\n$G^\\sigma(P(x))$"] = 127.5 * scale.cpu()
-        caption += " The scale (Eq. 9) says from the patch alone where they are not."
+        caption += " The scale (Eq. 9) is to say, from the patch alone, where they are not."
     make_folder(path.parent)
     rows = list(zip(*columns.values()))
     picture_grid(path, rows, list(columns), 1 + with_scale, caption, ((0, 2), first, size))
@@ -216,7 +216,7 @@ def load(data, size, sets=SETS):
                 fail(f"{path}: no readable image for {which}; wants {wanted(path, which)}")
         nothing = np.zeros((0, size, size), np.uint8)
         slices = Slices(*(np.stack(images[s]) if images[s] else nothing for s in SETS), names)
-    describe(os.fsencode(path).decode(errors="backslashreplace"), slices)
+    describe(os.fsencode(path).decode(errors="backslashreplace"), slices, sets)
     return slices
 
 
@@ -333,12 +333,12 @@ def write_h5(path, slices):
     replace_file(path, lambda place: place.write_bytes(packed.getbuffer()))
 
 
-def describe(data, slices):
-    """Prints counts, patients and ranges. Warns of a patient in two of the three sets: the piles
-    would hold pairs, or the evaluation would have been trained on."""
+def describe(data, slices, sets):
+    """Prints counts, patients and ranges of the sets that were read. Warns of a patient in two of
+    three: the piles would hold pairs, or the evaluation would have been trained on."""
     print(f"{data}: slices of {slices.input.shape[1]}x{slices.input.shape[2]}, 8-bit grey levels")
     people = {s: {patient(name) for name in slices.names[s]} for s in SETS}
-    for s, images in zip(SETS, slices):
+    for s, images in [(s, getattr(slices, s)) for s in sets]:
         line = f"  {s:<18}{len(images):>6} slices of {len(people[s]):>4} patients"
         if len(images):
             line += f", range {images.min()}..{images.max()}, mean {images.mean():.1f}"

@@ -4,7 +4,8 @@
     python evaluate.py runs/uapi --image slice.png folder/ --out translated
 
 The first judges runs on pairs: Table 1, figures. Without pairs it translates.
-The second translates files and all files in folders. A translation lies in
+The second translates files and all files in folders, at the size of the run's
+slices, and brings each back to its own size. A translation lies in
 OUT/RUN/translation/NAME.png, its scale in OUT/RUN/scale/NAME.npy (grey levels)
 and NAME.png. OUT/scale.json holds the scale that is white in all such pictures.
 
@@ -39,10 +40,10 @@ METRICS = """metrics.json, null for undefined or infinite:
                   "pcc_image", "pcc_pixel", "uncertainty"}},
    "copy_input": {"GN0": {...}, ...}}
 SSIM times 100, PSNR in dB. "copy_input" returns its input: a run that does not
-beat it has learned nothing. "uncertainty", of runs with a scale, on GN0 and at
-most 512 images: "correlation" with the residual (Sec. 4.5). Beyond the paper:
-"sparsification", "reliability", "rescaled", on phantoms "noise". evaluate.py
-explains each at the function of its name."""
+beat its PSNR has learned nothing. "uncertainty", of runs with a scale, on GN0
+and at most 512 images: "correlation" with the residual (Sec. 4.5). Beyond the
+paper: "sparsification", "reliability", "rescaled", on phantoms "noise".
+evaluate.py explains each at the function of its name."""
 SCENARIOS = ("GN0", "GN5", "GN10", "GN20", "IP2", "IP5", "IP10")
 BATCH = 32
 FOREGROUND = 25.5  # truth above 10 % of the range; air is trivially right, inflates correlations
@@ -580,16 +581,20 @@ def write_translations(pictures, runs, out, device):
 
 
 def summary(judged):
-    """One line about one map."""
-    whole, halves = judged["correlation"]["whole"], judged["rescaled"]
+    """A line about one map, and one about its foreground, which no dark air flatters."""
+    halves = judged["rescaled"]
     ece = f"{judged['reliability']['ece']:.3f}, no c from one patient alone"
     if halves:
         before, after = halves["before"]["ece"], halves["after"]["ece"]
         ece = f"{before:.3f} -> {after:.3f} with c = {halves['c']:.3g}"
-    digits = {key: two_digits(value) for key, value in whole.items()}
-    return ("Pearson/Spearman of scale and residual {pearson_image}/{spearman_image} per image, "
-            "{pearson_pixel}/{spearman_pixel} per pixel; ".format(**digits)
-            + f"AUSE {judged['sparsification']['ause']:.3f}; ECE {ece}")
+    lines = []
+    for region, correlation in judged["correlation"].items():
+        digits = {key: two_digits(value) for key, value in correlation.items()}
+        lines.append("Pearson/Spearman of scale and residual, {region}: {pearson_image}/"
+                     "{spearman_image} per image, {pearson_pixel}/{spearman_pixel} per pixel"
+                     .format(region=region, **digits))
+    lines[0] += f"; AUSE {judged['sparsification']['ause']:.3f}; ECE {ece}"
+    return "\n  ".join(lines)
 
 
 def evaluate_pairs(runs, slices, out, device):
@@ -652,6 +657,8 @@ def main():
     run.make_folder(out)
     if run.is_first():
         for name, (G, config) in runs.items():
+            if Path(config["data"]).name != Path(args.data).name:
+                print(f"note: {name} was trained on {config['data']}, and is judged on {args.data}")
             plot_samples(out / f"patches_{name}.png", G, slices, device, trains_scale(config))
     evaluate = evaluate_pairs if len(slices.evaluation_target) else translate_unpaired
     evaluate(runs, slices, out, device)

@@ -56,7 +56,7 @@ def gradient_penalty(f, y, fake, eps):
 
 
 def wasserstein_critic_loss(f, y, fake, eps, p=10.0):
-    """The critic's risk on whole images alone, the plain WGAN with a one-sided penalty.
+    """The critic's risk on whole images alone, for baselines.py: WGAN with a one-sided penalty.
 
     (2)  l_cri = 1/b sum_n f(G(x_n)) - f(y_n) + p ((|| grad f(y~_n) ||_2 - 1)_+)^2
 

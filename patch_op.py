@@ -46,7 +46,7 @@ def cubic(t):
     k(t) = 1.5|t|^3 - 2.5|t|^2 + 1 for |t| <= 1,  -0.5|t|^3 + 2.5|t|^2 - 4|t| + 2 for 1 < |t| < 2
 
     and 0 beyond. t: distances in source pixels, any shape -> weights, same shape. torch's own
-    bicubic has a = -0.75, off by 0.2 and more on noise in [-1,1]. Source: Keys, "Cubic convolution
+    bicubic has a = -0.75, off by some 0.2 on noise in [-1,1]. Source: Keys, "Cubic convolution
     interpolation for digital image processing", 1981.
     """
     t = t.abs()

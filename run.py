@@ -41,7 +41,7 @@ def make_parser(description, **options):
     """An argument parser whose complaints are one sentence, too."""
     parser = argparse.ArgumentParser(description=description, **options,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = fail
+    parser.error = lambda complaint: fail(f"{complaint}; see --help")
     return parser
 
 
@@ -218,11 +218,12 @@ def plot_curves(folders, path):
         steps = [row["step"] for row in rows]
         later += [row["wasserstein"] for row in rows if row["step"] > steps[-1] / 10]
         for panel, ax in axes.items():
-            ax.plot(steps, [row[panel] for row in rows], color=f"C{k % 10}", label=name)
+            label = f"{name}, patch residual" if panel == "residual" else name
+            ax.plot(steps, [row[panel] for row in rows], color=f"C{k % 10}", label=label)
         if rows[-1]["scale_mean"] is not None:
             scale = [row["scale_mean"] for row in rows]
             axes["residual"].plot(steps, scale, "--", color=f"C{k % 10}", label=f"{name}, scale")
-    axes["wasserstein"].set(title="Wasserstein estimate: should fall towards 0",
+    axes["wasserstein"].set(title="Wasserstein estimate, but for early peaks: should fall",
                             ylim=(min(later), 1.05 * max(later) + 1e-3))
     axes["slope"].set(title="slope of the critic: should settle near 1", yscale="log")
     axes["residual"].set(title="patch residual and scale: should approach", yscale="log")
@@ -288,7 +289,7 @@ def load_states(parts, states):
             load(states[name])
         except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
             fail(f"the checkpoint's {name} does not fit --method, --width and --critic-width "
-                 f"({type(error).__name__}); with --init give those of the run that wrote it, "
+                 f"({type(error).__name__}); with --init give those in that run's config.json, "
                  "else the file was changed by hand.")
 
 
@@ -404,7 +405,8 @@ def main():
             fail(f"{folder}/log.jsonl: is missing, empty or damaged; give the folder of a run.")
         print(f"{folder}: " + ", ".join(f"{name} {checkpoint['config'][name]}" for name in names))
         step, n_updates = checkpoint["step"], checkpoint["config"]["updates"]
-        print(f"  can go on from update {step} of {n_updates}, whose checkpoint is whole")
+        stands = "finished at" if step == n_updates else "can go on from"
+        print(f"  {stands} update {step} of {n_updates}, whose checkpoint is whole")
         for title, row in (("last line", last), ("mean of the last tenth", means)):
             values = (f"{name} {value:.4g}" for name, value in row.items() if value is not None)
             print(f"  {title}: " + "  ".join(values))

@@ -156,8 +156,9 @@ def train(config, slices, folder, state, requests=()):
     """Trains G and f in turn on two piles of slices (Sec. 3.4); moves the state's weights.
 
     config: every flag by its name; slices: data.Slices; folder: of the run; requests: a list that
-    fills when the run is to stop. Where the paper is silent: He initialisation, batches drawn with
-    replacement. The released code trains f 30 times per update at first and reuses G's batch.
+    fills when the run is to stop. What begins with run. is machinery: skip it. Where the paper is
+    silent: He initialisation, batches drawn with replacement. The released code trains f 30 times
+    per update at first and reuses G's batch.
     """
     G, f, opt_G, opt_f = state.theta["G"], state.omega["f"], state.opt_G, state.opt_f
     b, d, n_c = config["batch"], config["size"], config["critic_steps"]

@@ -279,9 +279,11 @@ def test_the_five_seeds_are_those_stored_and_carry_what_is_said_of_them():
              "Wasserstein estimate": ("wasserstein_last_tenth", 2)}
     kinds_of_map = {"uapi, lam 10": ("ause", 3), "the blurred input as a map": ("ause_of_the_input", 3),
                     "a constant map": ("ause_of_a_constant", 3), "per image": ("pcc_image", 2),
-                    "per pixel": ("pcc_pixel", 2)}
+                    "per pixel": ("pcc_pixel", 2),
+                    "per image, in the foreground": ("foreground_image", 2),
+                    "per pixel, in the foreground": ("foreground_pixel", 2)}
     table = rows(text)
-    assert table[:6] == expected and len(table) == 6 + 6 + 5
+    assert table[:6] == expected and len(table) == 6 + 6 + 7
     for name, *cells in table[6:]:
         name, _, kind = name.rpartition(": ") if ": " in name else ("uapi, lam 10", "", name)
         key, digits = (kinds | kinds_of_map)[kind]

@@ -452,7 +452,7 @@ def test_run_py_says_where_runs_stand_and_draws_their_curves(monkeypatch, tmp_pa
        plot_curves=lambda *words: drawn.append(words) or plot_curves(*words))
     first, whole, last, tenth, second, *_ = capsys.readouterr().out.splitlines()
     assert first.startswith(f"{copy}: data phantom, method uapi, size 64, lam 10.0, seed 0")
-    assert whole == "  can go on from update 3 of 3, whose checkpoint is whole" and "step 3" in last
+    assert whole == "  finished at update 3 of 3, whose checkpoint is whole" and "step 3" in last
     assert f"wasserstein {untimed_log(copy)[-1]['wasserstein']:.4g}" in last
     assert tenth.startswith("  mean of the last tenth: wasserstein ") and "scale_mean" in tenth
     assert second.startswith("other: data phantom, method pi, size 64, lam 2.0, seed 3")
