@@ -218,15 +218,14 @@ def plot_curves(folders, path):
         steps = [row["step"] for row in rows]
         later += [row["wasserstein"] for row in rows if row["step"] > steps[-1] / 10]
         for panel, ax in axes.items():
-            label = f"{name}, patch residual" if panel == "residual" else name
-            ax.plot(steps, [row[panel] for row in rows], color=f"C{k % 10}", label=label)
+            ax.plot(steps, [row[panel] for row in rows], color=f"C{k % 10}", label=name)
         if rows[-1]["scale_mean"] is not None:
             scale = [row["scale_mean"] for row in rows]
             axes["residual"].plot(steps, scale, "--", color=f"C{k % 10}", label=f"{name}, scale")
     axes["wasserstein"].set(title="Wasserstein estimate, but for early peaks: should fall",
                             ylim=(min(later), 1.05 * max(later) + 1e-3))
     axes["slope"].set(title="slope of the critic: should settle near 1", yscale="log")
-    axes["residual"].set(title="patch residual and scale: should approach", yscale="log")
+    axes["residual"].set(title="patch residual (solid), scale: should approach", yscale="log")
     for ax in axes.values():
         ax.set_xlabel("generator updates")
         ax.legend(fontsize=8)
