@@ -396,4 +396,5 @@ def train(config, slices, folder, state, requests=()):
 
 
 if __name__ == "__main__":
+    run.make_parser(__doc__).parse_args()
     print(__doc__)

@@ -450,7 +450,7 @@ def main():
     parser = make_parser(__doc__)
     flag = parser.add_argument
     flag("data", nargs="?", metavar="DATA", default="phantom", help="default: phantom (Sec. 4.1)")
-    flag("--size", type=bounded(int, 1, 4096), default=256, help="side d in pixels (Sec. 4.1: 256)")
+    flag("--size", type=bounded(int, 2, 4096), default=256, help="side d in pixels (Sec. 4.1: 256)")
     flag("--h5", metavar="FILE", help="also pack the data set into this .h5 file")
     args = parser.parse_args()
     slices = load(args.data, args.size)

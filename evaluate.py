@@ -12,8 +12,8 @@ and NAME.png. OUT/scale.json holds the scale that is white in all such pictures.
 residual = |translation - truth|, as in Sec. 4.5; training knows only the patch
 residual a - b. The scale is the absolute residual that a map expects, E|r|: for
 Eq. 9 the Laplace scale G^sigma(x). For ugac, whose map is alpha and beta of a
-density ~ exp(-(|r| / alpha)^beta), E|r| is shown, too. PI and every method with
---lam 0 train no scale: none is drawn or judged.
+density ~ exp(-(|r| / alpha)^beta), E|r| is shown, too. Methods without a scale,
+and all with --lam 0, train none: none is drawn or judged.
 """
 import csv
 import io

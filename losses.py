@@ -167,7 +167,7 @@ def main():
     ax.axvline(1 / 127.5, color="gray", linestyle=":", label="floor of the scale: one grey level")
     ax.set(xlabel="scale", ylabel="Eq. 9", ylim=(-5, 8), title="The best scale is |residual|")
     ax.legend(fontsize=8)
-    figure.savefig("losses.png", dpi=120)
+    run.replace_file("losses.png", lambda place: figure.savefig(place, dpi=120, format="png"))
     print("wrote losses.png")
 
 

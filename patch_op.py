@@ -124,7 +124,7 @@ def main():
             h, w = image.shape
             ax.imshow(image.numpy(), cmap="gray", vmin=0, vmax=255, extent=(0, w, h, 0))
             ax.set(title=title, xlim=(0, d), ylim=(d, 0), xticks=[], yticks=[])
-    figure.savefig("patch_op.png", dpi=80)
+    run.replace_file("patch_op.png", lambda place: figure.savefig(place, dpi=80, format="png"))
     print("wrote patch_op.png")
 
 

@@ -8,7 +8,7 @@
 
 A mutant is its name and file, the text as it is, the text as it would be, and where it was seen:
 "issue" is one of a public repository on GitHub. Where it was seen in the authors' released code,
-it turns one of the README's rows of "Paper, released code, ours" from ours into theirs.
+it turns our line into theirs; README's "Paper, released code, ours" names those of its rows.
 test_mutants.py plants each in memory and asserts that the project's own tests notice.
 """
 import json
@@ -435,7 +435,7 @@ MUTANTS = [Mutant(*fields) for fields in (
     ("init_goes_on_as_resume_does", "train.py",
      'elif config["init"]:\n',
      'elif config["init"]:\n            '
-     'state = restore(state, run.load_checkpoint(config["init"]), config["device"])\n', LIKELY),
+     'state = resumed(state, run.load_checkpoint(config["init"]), config["device"])\n', LIKELY),
     ("weights_saved_unchecked", "run.py",
      "if not all(w.abs().max() < 1e6 for w in network.parameters())",
      "if False", "this project's own: the last good state held weights of 1e30"),

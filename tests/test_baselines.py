@@ -3,6 +3,7 @@ say, on equal budgets. What happens in whole iterations of their loop stands in 
 import functools
 import math
 from contextlib import nullcontext
+from pathlib import Path
 from statistics import fmean as mean
 
 import torch
@@ -16,7 +17,7 @@ import train
 from oracles import (EPS, FAKE, PHI, X, Y, agree, critic, naive_eq2, naive_f, naive_patch, noise,
                      phi_of)
 from patch_op import sample_phi
-from toys import TINY
+from toys import TINY, ToyF, ToyG, replaced, tiny_slices
 
 METHODS = ("pi", "uapi", *baselines.METHODS)
 CYCLE = "cycleGAN: -f(G(x)) - g(H(y)) + lam ( |H(G(x)) - x| + |G(H(y)) - y| )"
@@ -92,8 +93,9 @@ def test_cyclegan_known_answers():
     plus, risk = Formula(lambda v: v + 0.1), baselines.cyclegan_generator_loss
     twice, half = Formula(lambda v: 2 * v), Formula(lambda v: v / 2 + 0.1)
     for lam in (1.0, 3.0):
-        found, _ = risk(flat, flat, plus, plus, X, Y, lam)
+        found, terms = risk(flat, flat, plus, plus, X, Y, lam)
         agree(found, 0.4 * lam, f"{CYCLE}, here G = H = id + 0.1")
+        agree(terms["residual"], 0.2, "the logged residual: the mean of both ways there and back")
         found, _ = risk(flat, flat, twice, half, X, Y, lam)
         agree(found, lam * (0.1 + 0.2), f"{CYCLE}, here G = 2x, H = y/2 + 0.1")
 
@@ -169,6 +171,9 @@ def test_ugacs_three_heads_stay_in_their_ranges_and_have_their_own_last_level():
         G.beta_out.bias += 2
     x = torch.rand(2, 1, 64, 64) * 2 - 1
     image, alpha, beta = G(x)
+    raw = G.beta_out(G.beta_up(*G.trunk(x)))
+    expected = (torch.log1p(raw.exp()) + 0.1).clamp(max=4)
+    agree(beta, expected.tolist(), "UGAC: beta = min(softplus(.) + 0.1, 4)", 1e-5)
     assert torch.equal(image, G.image(x)) and image.abs().max() <= 1
     assert alpha.min() >= 1e-3 and 0.1 < beta.min() and beta.max() <= 4 and beta.min() < 4
     others = [*G.image_up.parameters(), *G.scale_up.parameters()]
@@ -298,8 +303,10 @@ def test_cut_queries_come_from_the_output_and_keys_are_detached():
 def test_cut_generator_is_scored_on_translations_of_x():
     G, F, x, places = small_cut()
     score = lambda v: v.mean(dim=(1, 2, 3))
-    risk, _ = baselines.cut_generator_loss(score, G, F, x, x.flip(2), places, 0.0)
+    y = x.flip(2)
+    risk, terms = baselines.cut_generator_loss(score, G, F, x, y, places, 0.0)
     agree(risk, -G.image(x).mean().item(), f"{CUT}, here lam = 0", 1e-6)
+    agree(terms["residual"], (G.image(y) - y).abs().mean().item(), "the logged |G(y) - y|", 1e-6)
 
 
 # ---------------------------------------------------------------- released: Eq. 5, 9 and 6
@@ -491,6 +498,29 @@ def test_every_method_trains_all_its_networks_but_scale_heads_that_it_has_no_use
         assert (not idle) == has_map, f"{method} leaves {idle} as they are"
         assert all("scale" in name for name in idle), method
         assert not baselines.trains_scale({"method": method, "lam": 0}), "lam 0 trains no scale"
+
+
+def test_our_weights_other_than_10_are_those_of_cut_and_released():
+    assert baselines.LAM == {"cut": 1.0, "released": 0.5}
+
+
+def test_p_reaches_every_critic_and_the_log_has_minus_the_critics_risk():
+    for method, name in (("gcgan", "wasserstein_critic_loss"),
+                         ("released", "released_critic_loss")):
+        weights, risks, logged, real = [], [], [], getattr(baselines, name)
+
+        def watched(*words):
+            weights.append(words[-1])
+            risks.append(real(*words))
+            return risks[-1]
+        config = TINY | {"method": method, "p": 2.5, "critic_steps": 1, "updates": 1}
+        with replaced(UNet=ToyG, Critic=ToyF, save=lambda *_: None, **{name: watched},
+                      log=lambda *_, **values: logged.append(values["wasserstein"])):
+            state = train.build(config)
+            baselines.train(config, tiny_slices(), Path("nowhere"), state)
+        assert set(weights) == {2.5}, f"{method}: p of --p weighs each critic's penalty"
+        last = sum(risks[-2:]) if method == "gcgan" else risks[-1]  # f and f_T; the second step
+        agree(logged[-1], -last.item(), f"{method}: the log's wasserstein is -l_cri", 1e-6)
 
 
 def test_terms_are_named_alike_and_carry_no_graph():

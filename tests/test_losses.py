@@ -61,6 +61,8 @@ def test_penalty_norm_runs_over_channels_and_pixels_of_one_image():
     steep_first = lambda y: (w * y).sum(dim=(1, 2, 3)) * gain
     penalty = losses.gradient_penalty(steep_first, y, fake, EPS[:2])
     agree(penalty, 0.5, f"{PENALTY}, here of slopes 2 and 0.2", 1e-12)  # mean of (2-1)^2 and 0
+    very_steep = lambda y: 15 * (w * y).sum(dim=(1, 2, 3))
+    agree(losses.gradient_penalty(very_steep, y, fake, EPS[:2]), 841, f"{PENALTY}, of slope 30", 1e-9)
 
 
 def test_penalty_of_a_batch_is_the_mean_of_its_images():
@@ -297,7 +299,8 @@ def test_the_drawing_of_eq9_finds_every_scale_at_its_residual(monkeypatch, tmp_p
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["losses.py"])
     figures = []
-    with mock.patch.object(Figure, "savefig", lambda figure, *_, **__: figures.append(figure)):
+    with mock.patch.object(Figure, "savefig",
+                           lambda figure, place, **_: figures.append(figure) or place.touch()):
         losses.main()
     printed = re.findall(r"\|residual\| (\S+): best scale ([\d.]+)", capsys.readouterr().out)
     assert len(printed) == 3

@@ -23,6 +23,8 @@ def test_phi_stays_in_the_image_and_reaches_both_ends():
     assert size.dtype == j1.dtype == j2.dtype == torch.int64
     ends = (size.min().item(), size.max().item())
     agree(ends, (44, 63), "Sec. 3.2: size = floor(rho d), rho ~ U[0.7,1], d = 64: 44 .. 63", 0)
+    many = patch_op.sample_phi(40_000, 1000, torch.Generator().manual_seed(0)).size
+    agree((many.min(), many.max()), (700, 999), "Sec. 3.2: rho ~ U[0.7,1], d = 1000: 700 .. 999", 0)
     for name, j in (("j1", j1), ("j2", j2)):
         agree(j.min(), 0, f"Sec. 3.2: 0 <= {name}, and 0 is drawn", 0)
         agree((j + size).max(), d, f"Sec. 3.2: {name} <= d - size, and d - size is drawn", 0)
