@@ -145,9 +145,11 @@ def test_patches_stay_float32_under_bfloat16():
 def test_the_drawing_shows_the_squares_that_were_cut(monkeypatch, tmp_path):
     image = np.add.outer(3 * np.arange(64), np.arange(64)).astype(np.uint8)
     Image.fromarray(image).save(tmp_path / "a.png")
-    monkeypatch.setattr("sys.argv", ["patch_op.py", str(tmp_path / "a.png")])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["patch_op.py", "a.png"])
     figures = []
-    with mock.patch.object(Figure, "savefig", lambda figure, *_, **__: figures.append(figure)):
+    with mock.patch.object(Figure, "savefig",
+                           lambda figure, place, **_: figures.append(figure) or place.touch()):
         patch_op.main()
     rows = np.array(figures[0].axes).reshape(3, 3)
     for (whole, crop, zoomed), size in zip(rows, (179, 217, 256)):  # 70, 85 and 100 % of 256
