@@ -376,6 +376,9 @@ def test_the_main_table_carries_what_is_said_of_it():
     for region, words in (("whole", "Pearson per image is"), ("foreground", "in the foreground")):
         pearson = [uapi[seed]["correlation"][region]["pearson_image"] for seed in "012"]
         assert "{} {:.2f}, {:.2f} and {:.2f}".format(words, *pearson) in text
+    one, other = runs["uapi"]["1500"]["1"], runs["uapi"]["2000"]["1"]
+    assert all(one["scenarios"]["GN0"][m] > other["scenarios"]["GN0"][m] for m in ("ssim", "psnr"))
+    assert f"from {one['pcc_image']:.2f} to {other['pcc_image']:.2f}" in text
     pixels = [run["correlation"]["foreground"]["pearson_pixel"]
               for seeds in runs["uapi"].values() for run in seeds.values()]
     assert f"Pearson is {min(pixels):.2f} to {max(pixels):.2f}" in text
