@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 import run
 from baselines import make_generator, trains_scale
-from data import (ENDINGS, plot_samples, fit, images_in, load, patient, picture_grid, read_grey,
+from data import (ENDINGS, fit, images_in, load, patient, picture_grid, plot_samples, read_grey,
                   save_figure, say_skipped, to_unit)
 from train import check_settings
 
@@ -318,8 +318,8 @@ def plot_scatter(path, metrics, points):
         ax.set(xlabel="mean residual [grey levels]", ylabel="mean scale [grey levels]")
         ax.set_title(f"{name}\nPearson {two_digits(whole['pearson_image'])}, "
                      f"Spearman {two_digits(whole['spearman_image'])}", fontsize=10)
-    save_figure(path, figure, "One point is one image. A good scale rises with the residual: the "
-                "points lie along a rising line.")
+    save_figure(path, figure, "One point is one image, its dark air included. A good scale rises "
+                "with the residual: the points lie along a rising line.")
 
 
 # ---------------------------------------------------------------- beyond the paper

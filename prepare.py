@@ -570,9 +570,10 @@ def main():
     add = tasks.add_parser("mri2ct", parents=[common], help="T1 to CT, unpaired").add_argument
     add("--t1", required=True, help="folder of T1 volumes, SUBJECT-T1.nii.gz")
     add("--ct", nargs="+", required=True, help="holds a folder or a NIfTI file for every patient")
-    hounsfield_units = bounded(float, -1e5, 1e5)
-    add("--centre", type=hounsfield_units, default=40, help="centre in HU (Sec. 4.1: none)")
-    add("--width", type=bounded(float, 1, 1e5), default=400, help="width in HU (Sec. 4.1: none)")
+    add("--centre", type=bounded(float, -1e5, 1e5), default=40,
+        help="centre of the CT window in HU (Sec. 4.1: none)")
+    add("--width", type=bounded(float, 1, 1e5), default=400,
+        help="width of the CT window in HU (Sec. 4.1: none)")
     add("--patients-mri", type=many, default=144, help="T1 patients (Sec. 4.1: 144)")
     add("--patients-ct", type=many, default=80, help="CT patients (Sec. 4.1: 80)")
     examples = [line.split() for line in __doc__.splitlines() if "python prepare.py" in line]

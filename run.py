@@ -10,7 +10,9 @@ import ctypes
 import json
 import math
 import os
+import pickle
 import signal
+import struct
 import sys
 import time
 import zipfile
@@ -27,6 +29,9 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 CHECKPOINTS = ("checkpoint.pt", "checkpoint_before.pt")
 CONTENTS = {"config": dict, "step": int, "seconds": float, "history": dict, "networks": dict,
             "opt_G": dict, "opt_f": dict, "streams": dict}
+DAMAGE = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
+          ArithmeticError, MemoryError, RuntimeError, struct.error, pickle.UnpicklingError,
+          zipfile.BadZipFile)  # what reading a damaged or foreign checkpoint can raise
 
 
 # ---------------------------------------------------------------- one sentence, whole files
@@ -270,7 +275,7 @@ def load_checkpoint(folder, check_settings=lambda config: None, device="cpu"):
             check_settings(checkpoint["config"])
         except (FileNotFoundError, NotADirectoryError):
             faults.append(f"{path}: no such checkpoint; give the folder of a run of train.py")
-        except Exception as error:  # torch, pickle and zipfile raise all kinds over damage
+        except DAMAGE as error:
             reason = error if type(error) is ValueError else type(error).__name__
             faults.append(f"{path}: is no checkpoint of train.py, or damaged ({reason})")
         else:
@@ -396,8 +401,11 @@ def main():
     for folder in folders:
         checkpoint = load_checkpoint(folder, lambda config: [config[name] for name in names])
         try:
-            last = read_log(folder)[-1]
-            tenth = [row for row in read_log(folder) if row["step"] > 0.9 * last["step"]]
+            rows = read_log(folder)
+            if any({"step", *logged}.difference(row) for row in rows):
+                raise ValueError
+            last = rows[-1]
+            tenth = [row for row in rows if row["step"] > 0.9 * last["step"]]
             means = {name: fmean(row[name] for row in tenth)
                      for name in logged if last[name] is not None}
         except (OSError, ValueError, LookupError, TypeError):

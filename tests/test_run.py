@@ -459,6 +459,13 @@ def test_run_py_says_where_runs_stand_and_draws_their_curves(monkeypatch, tmp_pa
     assert drawn == [([copy, Path("other")], Path("curves.png"))] and Path("curves.png").exists()
 
 
+def test_run_py_names_a_log_with_a_row_that_lacks_a_number(monkeypatch, tmp_path, copy):
+    rows = [{"step": 1}, untimed_log(copy)[-1]]
+    (copy / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.chdir(tmp_path)
+    assert "damaged" in refused(go, copy, program=run)
+
+
 def test_run_py_takes_means_over_the_rows_of_the_last_tenth(tmp_path, monkeypatch, capsys, copy):
     row = untimed_log(copy)[-1]
     rows = [row | {"step": step, "residual": step * 1.0} for step in range(5, 101, 5)]
