@@ -5,6 +5,7 @@
     python train.py --smoke --data DIR            the same on your own slices
     python train.py --resume RUN                  goes on where RUN stopped
     python train.py --init RUN --data DIR         a new run from RUN's networks
+    torchrun --standalone --nproc_per_node=2 train.py --data DIR    two processes share each batch
 
 RUN/ gets config.json, log.jsonl, curves.png, samples/STEP.png, checkpoint.pt
 and the one before it: a line and a save per 1 % of the run, a picture per 10 %,
