@@ -12,9 +12,10 @@
 
 H: Y -> X is an inverse generator, g a critic on X, f_T one on mirrored images, F the heads of CUT.
 |.| is the mean over pixels and batch. pi and gcgan ask for one thing, |G(T(x)) - T(G(x))|, with two
-transforms. So uagc, which the paper does not have, tells the effect of patches from that of the
-likelihood. But for released, every critic pays Eq. 2 and every generator Eq. 3. U-Net, critic,
-optimisers and number of updates are the same for all, whatever the methods' own recipes.
+transforms. So uagc, which the paper does not have, helps to tell the effect of patches from that of
+the likelihood, though its critics differ, too. But for released, every critic pays Eq. 2 and every
+generator Eq. 3. U-Net, critic, optimisers and number of updates are the same for all, whatever the
+methods' own recipes.
 """
 import torch
 from torch import nn
@@ -248,7 +249,7 @@ def swap_with_pool(fakes, history, pool, generator, most=50):
     old = history.get(pool, fakes[:0])
     room = most - len(old)
     old, out = torch.cat([old, fakes[:room]]), fakes.clone()
-    for n in range(min(room, len(fakes)), len(fakes)):
+    for n in range(room, len(fakes)):
         place = torch.randint(2 * most, (1,), generator=generator).item()
         if place < most:
             out[n], old[place] = old[place].clone(), fakes[n]

@@ -234,8 +234,7 @@ def wanted(path, which):
 
 def images_in(folder):
     """{name without ending: path}, sorted: the order of files on the disk numbers no slices."""
-    paths = sorted(folder.glob("*")) if os.path.isdir(folder) else []
-    paths = [path for path in paths if not path.name.startswith(".")]
+    paths = sorted(folder.glob("[!.]*")) if os.path.isdir(folder) else []
     pictures = {path.stem: path for path in paths
                 if path.suffix.lower() in ENDINGS and path.name.isprintable()}
     if others := [path.name for path in paths if pictures.get(path.stem) != path]:

@@ -413,11 +413,10 @@ def judge_map(translation, alpha, beta, truth, patients, noise=None):
     """
     residual, scale = (translation - truth).abs(), expected_residual(alpha, beta)
     regions = {"whole": torch.ones_like(truth, dtype=torch.bool), "foreground": truth > FOREGROUND}
-    row = {"correlation": {}, "sparsification": sparsification(residual, scale), "noise": None,
+    row = {"correlation": {}, "sparsification": sparsification(residual, scale),
+           "noise": None if noise is None else {},
            "reliability": reliability(residual, alpha, beta),
            "rescaled": rescaled(residual, alpha, beta, patients)}
-    if noise is not None:
-        row["noise"] = {}
     for name, inside in regions.items():
         row["correlation"][name] = correlate(residual, scale, inside)
         if noise is not None:
@@ -572,8 +571,7 @@ def write_translations(pictures, runs, out, device):
                 white = max(white, float(scale.max()))
     for path in scales:  # once more: only now the white level is known
         write_png(path.with_suffix(".png"), np.load(path) * (255 / white))
-    if run.is_first():
-        print(f"wrote translations, and scales where one is trained, to {out}/RUN/")
+    print(f"wrote translations, and scales where one is trained, to {out}/RUN/")
     if scales:
         text = json.dumps({"white_level_in_grey_levels": white}) + "\n"
         run.replace_file(out / "scale.json", lambda place: place.write_text(text))
@@ -589,10 +587,8 @@ def summary(judged):
         ece = f"{before:.3f} -> {after:.3f} with c = {halves['c']:.3g}"
     lines = []
     for region, correlation in judged["correlation"].items():
-        digits = {key: two_digits(value) for key, value in correlation.items()}
-        lines.append("Pearson/Spearman of scale and residual, {region}: {pearson_image}/"
-                     "{spearman_image} per image, {pearson_pixel}/{spearman_pixel} per pixel"
-                     .format(region=region, **digits))
+        numbers = "{}/{} per image, {}/{} per pixel".format(*map(two_digits, correlation.values()))
+        lines.append(f"Pearson/Spearman of scale and residual, {region}: {numbers}")
     lines[0] += f"; AUSE {judged['sparsification']['ause']:.3f}; ECE {ece}"
     return "\n  ".join(lines)
 

@@ -101,7 +101,7 @@ def progress(done, total, what):
 
 def join_processes(device):
     """Under torchrun: joins the other processes; all but the first fall silent."""
-    if "WORLD_SIZE" in os.environ:
+    if distributed.is_torchelastic_launched():
         cuda = torch.device(device).type == "cuda"
         if cuda:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
