@@ -244,8 +244,9 @@ def released_generator_loss(f, G, x, phi, lam):
 
 
 def swap_with_pool(fakes, history, pool, generator, most=50):
-    """Each fake is handed over or, once its pool of 50 is full, with probability 1/2 an old one in
-    whose place it stays. fakes [b,1,d,d]; history[pool] keeps the pool -> [b,1,d,d]."""
+    """Each fake is handed over. Once its pool of 50 is full, with probability 1/2 an old one is
+    handed over instead, and the new one takes its place. fakes [b,1,d,d]; history[pool] keeps the
+    pool -> [b,1,d,d]."""
     old = history.get(pool, fakes[:0])
     room = most - len(old)
     old, out = torch.cat([old, fakes[:room]]), fakes.clone()

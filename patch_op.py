@@ -31,7 +31,7 @@ def sample_phi(b, d, generator=None):
     rho = 1, has probability 0. The released code never draws the last offset. Source: Sec. 3.2.
     """
     device = generator.device if generator is not None else None
-    # Three columns of U[0,1). In float64 neither floor() below can round up past its range.
+    # Three columns of U[0,1). In float64 no floor() below can round up past its range.
     u0, u1, u2 = torch.rand(3, b, generator=generator, dtype=torch.float64, device=device)
     rho = 0.7 + 0.3 * u0
     size = (rho * d).floor().long()
