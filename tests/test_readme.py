@@ -416,7 +416,10 @@ def test_the_main_table_carries_what_is_said_of_it():
     assert [round(2 * statistics.stdev(early["ssim"])), round(2 * statistics.stdev(early["psnr"]), 1)] == [
         15, 1.9]
     compared = [name for name in runs if "pi" not in name]
-    assert len(compared) >= 5
+    assert len(compared) == 6
+    pixels = [runs[name]["500"]["0"]["correlation"]["foreground"]["pearson_pixel"]
+              for name in ("uagc", "released, float32", "ugac")]
+    assert "It is {:.2f} for uagc, {:.2f} for released, {:.2f} for ugac".format(*pixels) in text
     for name in compared:  # only two are ranked
         score = runs[name]["500"]["0"]["scenarios"]["GN0"]
         far = [metric for metric, values in early.items()
@@ -425,9 +428,9 @@ def test_the_main_table_carries_what_is_said_of_it():
         same = runs["uapi"]["500"]["0"]["scenarios"]
         below = {s: [same[s][m] - runs[name]["500"]["0"]["scenarios"][s][m] for m in ("ssim", "psnr")]
                  for s in ("GN0", "GN20")}
-        level = abs(below["GN0"][0]) < 2 and abs(below["GN0"][1]) < 0.2
-        assert level == (name in ("gcgan", "uagc", "cut")), name
-        assert (abs(below["GN20"][0]) < 3) == (name == "uagc"), name
+        level = abs(below["GN0"][0]) < 2.4 and abs(below["GN0"][1]) < 0.2
+        assert level == (name in ("gcgan", "uagc", "cut", "released, float32")), name
+        assert (abs(below["GN20"][0]) < 3) == (name in ("uagc", "released, float32")), name
         assert (below["GN0"][0] > 2 * statistics.stdev(early["ssim"])) == (name == "ugac"), name
         assert below["GN0"][1] < 2 * statistics.stdev(early["psnr"]), name
     worst = min("012", key=lambda seed: uapi[seed]["scenarios"]["GN0"]["ssim"])
