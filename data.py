@@ -33,7 +33,8 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from patch_op import Phi, patch
-from run import bounded, fail, make_folder, make_parser, progress, replace_file
+from run import (bounded, fail, make_folder, make_parser, memory_may_run_out, progress,
+                 replace_file)
 
 SETS = ("input", "target", "evaluation_input", "evaluation_target")
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy")
@@ -445,6 +446,7 @@ def phantoms(size, subjects=40, slices=6, seed=0):
     return Slices(t1[:one], t2[one:other], t1[other:], t2[other:], names, scale)
 
 
+@memory_may_run_out("choose a smaller --size, or fewer slices")
 def main():
     parser = make_parser(__doc__)
     flag = parser.add_argument

@@ -514,6 +514,9 @@ def judge(runs, slices, out, device):
 def read_pictures(places):
     """Files, and folders of files -> (name, uint8 [h,w]) one by one. What cannot be read is named
     and skipped; the program ends where nothing can, or where two have one name."""
+    for place in places:
+        if os.path.exists(Path(place) / "checkpoint.pt"):
+            run.fail(f"{place}: is a run, not a folder of pictures; name runs before --image.")
     paths = [path for place in map(Path, places)
              for path in (images_in(place).values() if os.path.isdir(place) else [place])]
     by_name = {path.stem: path for path in paths}
@@ -595,12 +598,7 @@ def summary(judged):
 
 def evaluate_pairs(runs, slices, out, device):
     """Judges runs on pairs, writes and prints Table 1."""
-    try:
-        metrics = judge(runs, slices, out, device)
-    except (MemoryError, RuntimeError) as error:
-        if not run.is_out_of_memory(error):
-            raise
-        run.fail("out of memory: judge fewer runs at a time, or give --device cpu.")
+    metrics = judge(runs, slices, out, device)
     if not run.is_first():
         return
     # JSON has no word for NaN, nor for the infinite PSNR of equal images: null.
@@ -626,12 +624,14 @@ def translate_unpaired(runs, slices, out, device):
     print(f"no pairs, so no scores: wrote {out}/fig5_translations.png")
 
 
+@run.memory_may_run_out("judge fewer runs or pairs at a time, or give --device cpu")
 def main():
     parser = run.make_parser(__doc__, epilog=METRICS)
     flag = parser.add_argument
     flag("runs", nargs="+", metavar="RUN", help="folders that train.py has written")
     flag("--data", metavar="DIR", help="folder, .h5 file or the word phantom (Sec. 4.1)")
-    flag("--image", metavar="PATH", nargs="+", help="translate these pictures (Sec. 4.4)")
+    flag("--image", metavar="PATH", nargs="+",
+         help="translate these pictures; the runs stand before it (Sec. 4.4)")
     flag("--out", default="evaluation", metavar="DIR", help="default: evaluation (Sec. 4.3)")
     flag("--device", help="cuda, cpu or mps; default: cuda where there is one, else cpu")
     args = parser.parse_args()

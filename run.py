@@ -377,6 +377,17 @@ def is_out_of_memory(error):
     return known or any(word in str(error) for word in words)
 
 
+@contextmanager
+def memory_may_run_out(advice):
+    """Inside, also as a decorator, a lack of memory ends the program with the advice."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        fail(f"out of memory: {advice}.")
+
+
 def last_words(error, folder):
     """A full disk and a lack of memory are the user's to mend; everything else is a bug of ours."""
     exists = (folder / "checkpoint.pt").exists()

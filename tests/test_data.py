@@ -599,6 +599,14 @@ def test_data_py_on_a_full_disk_leaves_no_half_file(monkeypatch, tmp_path, capsy
     assert (place == "data.png") == Path("all.h5").exists()
 
 
+def test_data_py_without_memory_ends_in_one_sentence(monkeypatch, capsys):
+    def large(*_):
+        raise MemoryError
+    monkeypatch.setattr("data.load", large)
+    monkeypatch.setattr("sys.argv", ["data.py", "all.h5"])
+    assert "out of memory: choose a smaller --size" in failing(capsys, data.main)
+
+
 def test_a_folder_that_cannot_be_made_ends_in_one_sentence(monkeypatch, tmp_path, capsys):
     write(tmp_path / "file.png")
     monkeypatch.setattr("sys.argv", ["data.py", "phantom", "--size", "8", "--h5",

@@ -1012,6 +1012,7 @@ def test_evaluate_used_wrongly_ends_in_one_sentence_and_leaves_nothing_behind(
             ([one, "--image", "half.png"], "cannot be read as an image"),
             ([one, "--image", "none.png"], "cannot be read as an image"),
             ([one, "--image", "empty"], "no picture inside"),
+            ([one, "--image", "good.png", large], "name runs before --image"),
             ([one, *judged, "--out", "good.png"], "cannot be made into a folder"),
             ([one, "--image", "good.png", "--out", "good.png"], "cannot be made into a folder"),
             ([one, *judged, "--out", "good.png/deep"], "cannot be made into a folder"),
@@ -1041,9 +1042,10 @@ def test_evaluate_on_a_full_disk_ends_in_one_sentence_and_leaves_no_half_file(
 @pytest.mark.parametrize("error", (torch.OutOfMemoryError("CUDA out of memory"), MemoryError()))
 def test_evaluate_without_memory_ends_in_one_sentence(monkeypatch, tmp_path, h5, runs, error):
     words = runs / "run", "--data", h5, "--out", tmp_path / "out"
-    monkeypatch.setattr(evaluate, "judge", raising(error))
-    said = refused(go, *words, program=evaluate)
-    assert said.startswith("error: out of memory: judge fewer runs")
+    for part in ("load", "judge"):
+        with mock.patch.object(evaluate, part, raising(error)):
+            said = refused(go, *words, program=evaluate)
+        assert said.startswith("error: out of memory: judge fewer runs"), part
     monkeypatch.setattr(evaluate, "judge", raising(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
         go(*words, program=evaluate)
