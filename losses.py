@@ -34,8 +34,8 @@ def critic_slope(f, y, fake, eps):
     (2)  || grad_{y~_n} f(y~_n) ||_2,   y~_n = eps_n G(x_n) + (1 - eps_n) y_n      (inside Eq. 2)
 
     y, fake [b,c,d,d] in [-1,1]; eps [b,1,1,1] in [0,1], one number per image -> [b], differentiable
-    in omega. The norm runs over all of c,d,d of one image. f(y~).sum() lets one backward pass
-    return every image's own gradient.
+    in omega. The norm runs over all of c,d,d of one image. f treats images one by one, so
+    one backward pass from f(y~).sum() returns every image's own gradient.
     """
     y_tilde = (eps * fake + (1 - eps) * y).requires_grad_()                  # [b,c,d,d]
     with torch.autocast(y.device.type, enabled=False):  # with --bf16, too, slopes are float32
@@ -112,7 +112,7 @@ def patch_laplace(a, b, scale):
 
     a = P(G(x)), b = G(P(x)), scale = G^sigma(P(x)) > 0, [b,c,d,d] -> scalar, can be negative.
     Gradients reach a, b and scale alike. The released code has log(1 + 2 scale), damps ratios
-    above 2 and averages in P(G^sigma(x)). How the best scale comes about, for one pixel:
+    above 2 and averages in the loss with P(G^sigma(x)). The best scale of one pixel:
 
         Laplace density of a residual r                   1/(2s) exp(-|r|/s)
         its negative logarithm is Eq. 9                   L(s) = |r|/s + log(2s)

@@ -28,7 +28,8 @@ def sample_phi(b, d, generator=None):
 
     b images of d x d pixels -> Phi of int64 [b], on the generator's device (the CPU without one).
     The paper lets j1, j2 be real; a crop starts at a pixel, so whole numbers are drawn. size = d,
-    rho = 1, has probability 0. The released code never draws the last offset. Source: Sec. 3.2.
+    rho = 1, has probability 0; floor() may leave almost a pixel less than 0.7 d. The released code
+    never draws the last offset.
     """
     device = generator.device if generator is not None else None
     # Three columns of U[0,1). In float64 no floor() below can round up past its range.
@@ -79,7 +80,7 @@ def patch(x, phi):
 
     (4)  P(rho, j1, j2)(x) = R_{d x d x c}( x[j1 : j1 + rho d, j2 : j2 + rho d, :] )
 
-    x [b,c,d,d] of any float type and range; phi: Phi of [b] -> same shape and dtype. Bicubic
+    x [b,c,d,d] in float32 or float64, any range; phi: Phi of [b] -> same shape and dtype. Bicubic
     overshoot is kept: at edges values leave x's range by some per cent. The released code clips
     P(G(x)) inside its patch loss. Linear in x. ValueError where x is not square or phi does not
     hold one setting per image.

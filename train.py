@@ -1,8 +1,8 @@
 """The loop (Sec. 3.4): 15 critic updates, 1 generator update, 15,000 times.
 
-    python train.py --data ixi_slices/ --lam 10   the paper's settings
+    python train.py --data ixi_slices/ --lam 10   the paper's settings, our lam
     python train.py --smoke                       a first look on phantoms
-    python train.py --smoke --data DIR            the same on your own slices
+    python train.py --smoke --data DIR --out RUN  the same on your own slices
     python train.py --resume RUN                  goes on where RUN stopped
     python train.py --init RUN --data DIR         a new run from RUN's networks
     torchrun --standalone --nproc_per_node=2 train.py --data DIR    two processes share each batch
@@ -158,7 +158,7 @@ def train(config, slices, folder, state, requests=()):
 
     config: every flag by its name; slices: data.Slices; folder: of the run; requests: a list that
     fills when the run is to stop. What begins with run. is machinery: skip it. Where the paper is
-    silent: He initialisation, batches drawn with replacement. The released code trains f 30 times
+    silent: batches are drawn with replacement. The released code trains f 30 times
     per update at first and reuses G's batch.
     """
     G, f, opt_G, opt_f = state.theta["G"], state.omega["f"], state.opt_G, state.opt_f
