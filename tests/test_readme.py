@@ -407,48 +407,65 @@ def test_the_maps_know_what_is_said_of_them():
     """Pearson per image, everywhere and in the foreground, of the runs that were scored twice."""
     runs, text = stored("table1_128.json")["runs"], section(RESULTS, MAIN)
     marks, expected, foreground = ("500", "1000", "1500", "2000", "2500"), [], {}
-    for name, seed in (("uapi", "0"), ("uapi", "1"), ("uapi", "2"), ("uapi, float32", "3")):
+    for name, seed in (("uapi", "0"), ("uapi", "1"), ("uapi", "2"), ("uapi, float32", "3"), ("ugac", "0")):
         known = {mark: [seeds[seed]["correlation"][region]["pearson_image"]
                         for region in ("whole", "foreground")]
                  for mark, seeds in runs[name].items() if seed in seeds}
         expected.append([name, seed, *("{:.2f}, {:.2f}".format(*known[mark]) if mark in known else "-"
                                        for mark in marks)])
-        foreground[seed] = [numbers[1] for numbers in known.values()]
+        foreground[name, seed] = [numbers[1] for numbers in known.values()]
     assert [row for row in rows(text) if len(row) == 7] == expected
-    assert [seed for seed, values in foreground.items() if values == sorted(values)] == ["1", "2", "3"]
+    assert [seed for (name, seed), values in foreground.items() if values == sorted(values)] == ["1", "2", "3"]
     worst = min("012", key=lambda seed: runs["uapi"]["1500"][seed]["scenarios"]["GN0"]["ssim"])
-    assert worst == "0" and foreground["0"] == sorted(foreground["0"], reverse=True)
+    assert worst == "0" and foreground["uapi", "0"] == sorted(foreground["uapi", "0"], reverse=True)
     pixels = [run["correlation"]["foreground"]["pearson_pixel"] for name in ("uapi", "uapi, float32")
               for seeds in runs[name].values() for run in seeds.values()]
     assert f"foreground it is {min(pixels):.2f} to {max(pixels):.2f} for every run of UAPI" in text
 
 
 def test_the_compared_methods_carry_what_is_said_of_them():
+    """Single runs beside the scatter of UAPI and PI over seeds."""
     runs, text = stored("table1_128.json")["runs"], section(RESULTS, MAIN)
-    early = {metric: [run["scenarios"]["GN0"][metric] for run in runs["uapi"]["500"].values()] for metric in ("ssim", "psnr")}
-    assert [round(2 * statistics.stdev(early["ssim"])), round(2 * statistics.stdev(early["psnr"]), 1)] == [
-        15, 1.9]
-    compared = [name for name in runs if "pi" not in name]
-    assert len(compared) == 6
-    pixels = [runs[name]["500"]["0"]["correlation"]["foreground"]["pearson_pixel"]
-              for name in ("uagc", "released, float32", "ugac")]
-    assert "It is {:.2f} for uagc, {:.2f} for released, {:.2f} for ugac".format(*pixels) in text
-    for name in compared:  # only two are ranked
-        score = runs[name]["500"]["0"]["scenarios"]["GN0"]
-        far = [metric for metric, values in early.items()
-               if abs(statistics.mean(values) - score[metric]) > 2 * statistics.stdev(values)]
-        assert far == {"cyclegan": ["ssim"], "ugac": ["ssim", "psnr"]}.get(name, []), name
-        same = runs["uapi"]["500"]["0"]["scenarios"]
-        below = {s: [same[s][m] - runs[name]["500"]["0"]["scenarios"][s][m] for m in ("ssim", "psnr")]
-                 for s in ("GN0", "GN20")}
-        level = abs(below["GN0"][0]) < 2.4 and abs(below["GN0"][1]) < 0.2
-        assert level == (name in ("gcgan", "uagc", "cut", "released, float32")), name
-        assert (abs(below["GN20"][0]) < 3) == (name in ("uagc", "released, float32")), name
-        assert (below["GN0"][0] > 2 * statistics.stdev(early["ssim"])) == (name == "ugac"), name
-        assert below["GN0"][1] < 2 * statistics.stdev(early["psnr"]), name
-        copy = stored("table1_128.json")["copy_input"]["GN0"]
-        score = runs[name]["500"]["0"]["scenarios"]["GN0"]
-        assert score["ssim"] < copy["ssim"] and (score["psnr"] < copy["psnr"]) == (name == "ugac"), name
+    copy, marks, table = stored("table1_128.json")["copy_input"]["GN0"], ("500", "1000", "1500"), []
+    for name, scored in runs.items():
+        cells = [cell(scored[mark]["0"]["scenarios"]["GN0"]) if "0" in scored.get(mark, {}) else "-"
+                 for mark in marks]
+        table += [[name, *cells]] if set(cells) != {"-"} else []
+    assert [row for row in rows(text.split("What the compared methods show")[1]) if len(row) == 4] == table
+    compared = [name for name, *_ in table if name not in ("uapi", "pi")]
+    assert len(table) == 8
+
+    def gap(name, other, mark, scenario, metric):
+        """Above the other's mean over seeds: in points or dB, and in its standard deviations."""
+        seeds = [run["scenarios"][scenario][metric] for run in runs[other][mark].values()]
+        above = runs[name][mark]["0"]["scenarios"][scenario][metric] - statistics.mean(seeds)
+        return above, above / statistics.stdev(seeds)
+
+    def ranked(mark, *scenarios):
+        return {(name, other, scenario, metric, "above" if gap(name, other, mark, scenario, metric)[0] > 0
+                 else "below") for name in compared if mark in runs[name] for other in ("uapi", "pi")
+                for scenario in scenarios for metric in ("ssim", "psnr")
+                if abs(gap(name, other, mark, scenario, metric)[1]) > 2}
+    assert ranked("500", "GN0") == {(name, other, "GN0", metric, "below") for other in ("uapi", "pi")
+                                    for name, metric in (("cyclegan", "ssim"), ("ugac", "ssim"),
+                                                         ("ugac", "psnr"))}
+    for name, *_ in table:
+        early = runs[name]["500"]["0"]["scenarios"]["GN0"]
+        assert early["ssim"] < copy["ssim"] and (early["psnr"] < copy["psnr"]) == (name == "ugac"), name
+    assert not ranked("1500", "GN0") and not {hit for hit in ranked("1000", "GN0") if hit[0] == "ugac"}
+    noisy = ranked("1500", "GN20")
+    assert {("cyclegan", other, "GN20", "psnr", "above") for other in ("uapi", "pi")} <= noisy
+    above = [gap("cyclegan", other, "1500", "GN20", "psnr")[0] for other in ("uapi", "pi")]
+    assert "UAPI's and PI's mean, by {:.1f} and {:.1f} dB".format(*above) in text
+    for other in ("uapi", "pi"):
+        assert 0 < gap("cyclegan", other, "1500", "GN20", "ssim")[1] < 2, "above, not ranked"
+    pixels = ("IP2", "IP5", "IP10")
+    below = [-gap("cut", "uapi", "1500", scenario, "ssim")[0] for scenario in pixels]
+    assert {("cut", "uapi", scenario, "ssim", "below") for scenario in pixels} <= ranked("1500", *pixels)
+    assert f"by {min(below):.1f} to {max(below):.1f} points. The paper has the same signs" in text
+    per_pixel = [list(runs[name].values())[-1]["0"]["correlation"]["foreground"]["pearson_pixel"]
+                 for name in ("uagc", "released, float32", "ugac")]
+    assert "It is {:.2f} for uagc, {:.2f} for released, {:.2f} for ugac".format(*per_pixel) in text
 
 
 def test_the_weights_lam_carry_what_is_said_of_them():
