@@ -513,7 +513,7 @@ def judge(runs, slices, out, device):
 
 def read_pictures(places):
     """Files, and folders of files -> (name, uint8 [h,w]) one by one. What cannot be read is named
-    and skipped; the program ends where nothing can, or where two have one name."""
+    and skipped; the program ends where nothing can, where two have one name, or over a run."""
     for place in places:
         if os.path.exists(Path(place) / "checkpoint.pt"):
             run.fail(f"{place}: is a run, not a folder of pictures; name runs before --image.")

@@ -109,7 +109,7 @@ class Critic(nn.Module):
     y [b,c,d,d] -> f(y) [b], any real number; d as for UNet, else ValueError. The last
     convolution's map (7x7 at d = 256) is averaged here, before anybody differentiates: f(y) is one
     number, as Eq. 2 has it. The released critic returns a 5x5 map, which its losses average and
-    its penalty sums. There is no norm: DCGAN's would tie images, which the penalty takes singly.
+    its penalty sums. There is no norm: with DCGAN's batch norm f(y) would depend on other images.
     """
 
     def __init__(self, c=1, width=32):
@@ -143,7 +143,7 @@ def instance_norm(c):
 
 def leaky(h, slope=0.2):
     """LeakyReLU as a product with 1 or slope, any shape. torch's own brings a second derivative,
-    zero everywhere, which would make the penalty half as dear again and change no number."""
+    zero everywhere, which would cost the penalty half its FLOPs again and change no number."""
     return h * torch.where(h > 0, h.new_ones(()), h.new_full((), slope))
 
 
