@@ -160,6 +160,15 @@ def bf16(config):
     return torch.autocast(kind, torch.bfloat16, enabled=config["bf16"])
 
 
+def warn_of_slow_bf16(config):
+    """Without AVX-512 torch has no quick layers in bfloat16: there an update took 24 times as long
+    as in float32 (results/README.md)."""
+    slow = torch.backends.cpu.get_cpu_capability() == "AVX2"
+    if slow and config["bf16"] and config["device"] == "cpu":
+        print("note: this CPU has no AVX-512, and --bf16 is many times slower here than float32; "
+              "leave it out")
+
+
 def reuse_freed_memory():
     """Tells glibc to keep what is freed. It gives blocks above 32 MB back to the system and waits
     for fresh pages at the next use: at 256x256 a third of the time on a CPU."""

@@ -55,7 +55,7 @@ def make_parser():
     flag("--seed", type=bounded(int, 0, 10 ** 8), default=0,
          help="seed of weights, batches, phi and eps (Sec. 3.4 is silent)")
     flag("--bf16", action="store_true",
-         help="layers in bfloat16; patches, penalty and losses in float32 (Sec. 3.4 is silent)")
+         help="layers in bfloat16, for CUDA or CPUs with AVX-512 (Sec. 3.4 is silent)")
     flag("--device", help="cuda, cpu or mps; default: cuda where there is one, else cpu")
     flag("--out", help="folder of the run; default: runs/DATA_METHOD_lamLAM_seedSEED")
     flag("--init", metavar="RUN", help="start a new run from this run's networks")
@@ -246,6 +246,7 @@ def main():
                  "process for --method released.")
     for flag, value in config.items():
         print(f"  {flag:<14}{value}")
+    run.warn_of_slow_bf16(config)
     try:
         slices = load(config["data"], config["size"])
         state = build(config)

@@ -281,6 +281,15 @@ def test_bf16_is_for_layers_and_only_where_asked_for():
             assert layer(x).dtype is kind
 
 
+@pytest.mark.parametrize("capability, device, asked, warned", (
+    ("AVX2", "cpu", True, True), ("AVX2", "cpu", False, False),
+    ("AVX2", "cuda", True, False), ("AVX512", "cpu", True, False)))
+def test_a_user_is_told_where_bf16_costs_days(capsys, capability, device, asked, warned):
+    with mock.patch.object(torch.backends.cpu, "get_cpu_capability", lambda: capability):
+        run.warn_of_slow_bf16({"device": device, "bf16": asked})
+    assert ("leave it out" in capsys.readouterr().out) is warned
+
+
 # ---------------------------------------------------------------- what is saved, and what never
 
 def test_a_checkpoint_holds_all_that_an_update_changes_or_draws_from():
