@@ -387,11 +387,10 @@ def train(config, slices, folder, state, requests=()):
         if run.is_due(step, n_updates, 100, stop):
             slope = critic_slope(f, y, G.image(x).detach(), eps).mean()
             run.log(folder, config, step, started, wasserstein=-risk_f, slope=slope, **terms)
-        if run.is_due(step, n_updates, 10, stop):
-            picture = folder / "samples" / f"{step:06d}.png"
-            plot_samples(picture, G, slices, device, trains_scale(config))
-            run.plot_curves([folder], folder / "curves.png")
-        if run.is_due(step, n_updates, 100, stop):
+            if run.is_due(step, n_updates, 10, stop):
+                picture = folder / "samples" / f"{step:06d}.png"
+                plot_samples(picture, G, slices, device, trains_scale(config))
+                run.plot_curves([folder], folder / "curves.png")
             run.save(folder, config, step, started, state)
         if stop:
             run.stop(folder, step, stop)

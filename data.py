@@ -39,14 +39,14 @@ from run import (bounded, fail, make_folder, make_parser, memory_may_run_out, pr
 SETS = ("input", "target", "evaluation_input", "evaluation_target")
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy")
 # What Pillow, numpy and h5py raise over a file that is not what it seems.
-READ_ERRORS = (OSError, EOFError, SyntaxError, tokenize.TokenError, ValueError, KeyError, TypeError,
-               ArithmeticError, MemoryError, RuntimeError, Image.DecompressionBombError,
+READ_ERRORS = (OSError, EOFError, SyntaxError, tokenize.TokenError, ValueError, LookupError,
+               TypeError, ArithmeticError, MemoryError, RuntimeError, Image.DecompressionBombError,
                Image.DecompressionBombWarning)
 
 
 class Slices(NamedTuple):
     """One data set in memory, uint8 [n,d,d] each; pairs share their index. For colour, c_in = c_out
-    = c = 3, read_grey() and unsqueeze(1) here and UNet(), Critic() in train.py would change."""
+    = c = 3, read_grey() and unsqueeze(1) here and every UNet() and Critic() would change."""
     input: np.ndarray
     target: np.ndarray
     evaluation_input: np.ndarray
@@ -141,22 +141,22 @@ def fit(grey, size):
 
 # ---------------------------------------------------------------- pictures
 
-def save_figure(path, figure, caption=""):
+def save_figure(path, figure, caption):
     """Writes a figure whole or not at all, below it a caption of any length."""
     figure.supxlabel(textwrap.fill(caption, int(15 * figure.get_figwidth())), fontsize=9)
     replace_file(path, lambda place: figure.savefig(place, dpi=150, format="png"))
 
 
-def picture_grid(path, rows, titles, maps=0, caption="", square=None):
-    """Writes rows of pictures in grey levels, a title over each column. The last `maps` columns are
-    drawn in colour, from 0 to one white level for all. square: (columns, first pixel, side)."""
-    width, height = 1.3 * len(titles) + (0.8 if maps else 0), 1.3 * len(rows) + 0.7
+def picture_grid(path, columns, maps=0, caption="", square=None):
+    """Writes columns {title: pictures in grey levels}. The last `maps` columns are drawn in colour,
+    from 0 to one white level for all. square: (numbers of columns, first pixel, side)."""
+    rows = [[np.asarray(cell).squeeze() for cell in row] for row in zip(*columns.values())]
+    width, height = 1.3 * len(columns) + (0.8 if maps else 0), 1.3 * len(rows) + 0.7
     figure = Figure(figsize=(width, height), layout="constrained")
-    axes, grey = figure.subplots(len(rows), len(titles), squeeze=False), len(titles) - maps
-    rows = [[np.asarray(cell).squeeze() for cell in row] for row in rows]
+    axes, grey = figure.subplots(len(rows), len(columns), squeeze=False), len(columns) - maps
     white = np.quantile([row[grey:] for row in rows], .98) if maps else 0
     for row, row_axes in zip(rows, axes):
-        for k, (cell, title, ax) in enumerate(zip(row, titles, row_axes)):
+        for k, (cell, title, ax) in enumerate(zip(row, columns, row_axes)):
             style = ("gray", 255) if k < grey else ("inferno", white)
             shown = ax.imshow(cell, cmap=style[0], vmin=0, vmax=style[1])
             ax.set_title(title if row is rows[0] else "", fontsize=10)
@@ -168,6 +168,11 @@ def picture_grid(path, rows, titles, maps=0, caption="", square=None):
         figure.colorbar(shown, ax=axes[:, grey:], label="grey levels", aspect=12 * len(rows),
                         extend="max", extendfrac=.03)
     save_figure(path, figure, caption)
+
+
+def six_of(n):
+    """The numbers of six images out of n, evenly spread."""
+    return np.linspace(0, n - 1, 6).round().astype(int)
 
 
 @torch.no_grad()
@@ -194,8 +199,7 @@ def plot_samples(path, G, slices, device, with_scale):
         columns["scale\n$G^\\sigma(P(x))$"] = 127.5 * scale.cpu()
         caption += " The scale (Eq. 9) is to say, from the patch alone, where they are not."
     make_folder(path.parent)
-    rows = list(zip(*columns.values()))
-    picture_grid(path, rows, list(columns), 1 + with_scale, caption, ((0, 2), first, size))
+    picture_grid(path, columns, 1 + with_scale, caption, ((0, 2), first, size))
 
 
 # ---------------------------------------------------------------- a data set
@@ -215,10 +219,15 @@ def load(data, size, sets=SETS):
         for which in [s for s in sets if s in ("input", "target")] or ["evaluation_input"]:
             if not images[which]:
                 fail(f"{path}: no readable image for {which}; wants {wanted(path, which)}")
-        nothing = np.zeros((0, size, size), np.uint8)
-        slices = Slices(*(np.stack(images[s]) if images[s] else nothing for s in SETS), names)
+        slices = gather(images, names, size)
     describe(os.fsencode(path).decode(errors="backslashreplace"), slices, sets)
     return slices
+
+
+def gather(images, names, size):
+    """{set: images}, {set: names} -> Slices."""
+    nothing = np.zeros((0, size, size), np.uint8)
+    return Slices(*(np.stack(images[s]) if images[s] else nothing for s in SETS), names)
 
 
 def wanted(path, which):
@@ -235,7 +244,7 @@ def wanted(path, which):
 
 def images_in(folder):
     """{name without ending: path}, sorted: the order of files on the disk numbers no slices."""
-    paths = sorted(folder.glob("[!.]*")) if os.path.isdir(folder) else []
+    paths = sorted(folder.glob("[!.]*"))
     pictures = {path.stem: path for path in paths
                 if path.suffix.lower() in ENDINGS and path.name.isprintable()}
     if others := [path.name for path in paths if pictures.get(path.stem) != path]:
@@ -272,11 +281,9 @@ def find_images(root):
               f"{odd[0]!r} first", file=sys.stderr)
     entries = [(name, {"input": path}) for name, path in one.items()]
     entries += [(name, {"target": path}) for name, path in other.items()]
-    for name, path in inputs.items():
-        if name in targets:
-            entries.append((name, {"evaluation_input": path, "evaluation_target": targets[name]}))
-        elif not targets:
-            entries.append((name, {"evaluation_input": path}))
+    halves = {s: half for s, half in zip(SETS[2:], (inputs, targets)) if half}
+    entries += [(name, {s: half[name] for s, half in halves.items()})
+                for name in inputs if name in both]
     return entries
 
 
@@ -328,7 +335,9 @@ def write_h5(path, slices):
     packed = io.BytesIO()
     with h5py.File(packed, "w") as file:
         for s in SETS:
-            file.create_dataset(s, data=getattr(slices, s))
+            images = getattr(slices, s)
+            file.create_dataset(s, data=images, compression="gzip", chunks=(1, *images.shape[1:]),
+                                maxshape=(None, *images.shape[1:]))  # for a set without images
             file.create_dataset(f"{s}_names", data=slices.names[s], dtype=h5py.string_dtype())
     replace_file(path, lambda place: place.write_bytes(packed.getbuffer()))
 
@@ -459,9 +468,8 @@ def main():
         make_folder(Path(args.h5).parent)
         write_h5(args.h5, slices)
         print(f"wrote {args.h5}")
-    columns = [images[np.linspace(0, len(images) - 1, 6).astype(int)]
-               for images in slices[:4] if len(images)]
-    picture_grid("data.png", list(zip(*columns)), SETS[:len(columns)])
+    picture_grid("data.png", {s: images[six_of(len(images))]
+                              for s, images in zip(SETS, slices) if len(images)})
     print("wrote data.png")
 
 

@@ -32,7 +32,7 @@ from torch.nn import functional as F
 import run
 from baselines import make_generator, trains_scale
 from data import (ENDINGS, fit, images_in, load, patient, picture_grid, plot_samples, read_grey,
-                  save_figure, say_skipped, to_unit)
+                  save_figure, say_skipped, six_of, to_unit)
 from train import check_settings
 
 METRICS = """metrics.json, null for undefined or infinite:
@@ -232,16 +232,11 @@ def plot_psnr(path, metrics):
                 "falls little with noise: GNk is Gaussian noise of k %, IPk has k % random pixels.")
 
 
-def six_of(n):
-    """The numbers of six images out of n, evenly spread."""
-    return np.linspace(0, n - 1, 6).round().astype(int)
-
-
 def plot_translations(path, x, translations, truth=None):
     """Figure 4, and without truth Figure 5. [6,1,d,d] each; translations: by the run's name."""
     columns = {"input": x, **translations} | ({} if truth is None else {"truth": truth})
-    picture_grid(path, list(zip(*columns.values())), list(columns), caption="A good translation "
-                 "has the input's anatomy, down to small structures, and the target's contrast.")
+    picture_grid(path, columns, caption="A good translation has the input's anatomy, down to small "
+                                        "structures, and the target's contrast.")
 
 
 # ---------------------------------------------------------------- Sec. 4.5: scale and residual
@@ -299,8 +294,9 @@ def correlate(residual, scale, inside):
 
 def plot_residuals(path, x, translation, truth, scale):
     """Figures 6 and 8: where the residual is and where the scale says it is. [6,1,d,d] each."""
-    rows = list(zip(x, translation, truth, (translation - truth).abs(), scale))
-    picture_grid(path, rows, ["input", "translation", "truth", "residual", "scale"], 2,
+    columns = {"input": x, "translation": translation, "truth": truth,
+               "residual": (translation - truth).abs(), "scale": scale}
+    picture_grid(path, columns, 2,
                  "A good scale is bright where the residual |translation - truth| is bright. One "
                  "colour bar holds for both.")
 
@@ -472,9 +468,7 @@ def judge(runs, slices, out, device):
     truth = torch.from_numpy(slices.evaluation_target).float().unsqueeze(1)
     patients = np.array([patient(name) for name in slices.names["evaluation_input"]])
     shown, chosen = six_of(len(truth)), random_images(len(truth))
-    noise = None
-    if slices.noise is not None:
-        noise = torch.from_numpy(slices.noise).unsqueeze(1)[chosen]
+    noise = None if slices.noise is None else torch.from_numpy(slices.noise[chosen]).unsqueeze(1)
     translations, points, metrics = {}, {}, {"runs": {}, "copy_input": {}}
     for name, (_, config) in runs.items():
         metrics["runs"][name] = {"method": config["method"], "scenarios": {}, "pcc_image": None,
@@ -639,13 +633,13 @@ def main():
         run.fail("give either --data (a data set to judge by) or --image (pictures to translate).")
     run.reuse_freed_memory()
     device, out = run.pick_device(args.device), Path(args.out)
-    if args.data:
-        run.join_processes(device)
+    run.join_processes(device)
     runs = {Path(folder).resolve().name: load_run(folder, device) for folder in args.runs}
     if len(runs) < len(args.runs):
         run.fail("two of the runs have the same folder name, which names their rows; rename one.")
     if args.image:
-        return write_translations(read_pictures(args.image), runs, out, device)
+        write_translations(read_pictures(args.image), runs, out, device)
+        return run.leave_processes()
     sizes = {config["size"] for _, config in runs.values()}
     if len(sizes) > 1:
         run.fail(f"the runs have different sizes, {sorted(sizes)}; compare runs of one size.")

@@ -31,8 +31,8 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from data import SETS, find_images, patient, picture_grid
-from run import bounded, fail, progress
+from data import SETS, find_images, gather, patient, picture_grid, read_folder, write_h5
+from run import bounded, fail, memory_may_run_out, progress
 
 PARTS = ("input", "target", "evaluation")
 ACQUISITION = "CORPD_FBK"  # coronal proton density without fat suppression, as in Sec. 4.1
@@ -415,7 +415,7 @@ def prepare_volume(folder, part, stem, sources, args):
     blank = [all(np.ptp(square) == 0 for square in row) for row in zip(*halves.values())]
     if all(blank):
         raise ValueError("all its slices are of a single grey; does a T1 lie where its T2 lies?")
-    with tempfile.TemporaryDirectory(prefix="unfinished-", dir=folder) as aside:
+    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder) as aside:
         for ending, squares in halves.items():
             for k, square, empty in zip(numbers, squares, blank):
                 if not empty:
@@ -467,7 +467,7 @@ def prepare(folder, manifest, volumes, args):
     save(folder / "manifest.json", manifest)  # first, so that a run killed early can go on
     for count, stem in enumerate(todo, 1):
         progress(count, len(todo), "volume")
-        enough = len(manifest["split"]["target"]) >= getattr(args, "patients_ct", len(volumes))
+        enough = len(manifest["split"]["target"]) >= getattr(args, "patients_ct", 0)
         if enough and "ct" in volumes[stem].get("target", ()):
             continue
         try:
@@ -479,20 +479,6 @@ def prepare(folder, manifest, volumes, args):
             bad[stem] = str(error)
             print(f"skipped {stem}: {error}", file=sys.stderr)
         save(folder / "manifest.json", manifest)
-
-
-def pack(out, files, size):
-    """PNG files -> one .h5 as data.py reads it, slice by slice; written aside, then renamed."""
-    with h5py.File(f"{out}.tmp", "w") as file:
-        for which, pairs in files.items():
-            images = file.create_dataset(
-                which, (len(pairs), size, size), "uint8", compression="gzip",
-                chunks=(1, size, size), maxshape=(None, size, size))
-            for k, (_, path) in enumerate(pairs):
-                images[k] = np.asarray(Image.open(path))
-            names = [name for name, _ in pairs]
-            file.create_dataset(f"{which}_names", data=names, dtype=h5py.string_dtype())
-    os.replace(f"{out}.tmp", out)
 
 
 def report(folder, manifest, args):
@@ -516,10 +502,10 @@ def report(folder, manifest, args):
         columns = {which: [np.asarray(Image.open(pairs[i * (len(pairs) - 1) // 7][1]))
                            for i in range(8)] for which, pairs in files.items() if pairs}
         place = args.out.with_suffix(".png") if packed else folder / "preview.png"
-        picture_grid(place, list(zip(*columns.values())), list(columns))
+        picture_grid(place, columns)
     if packed:
         save(args.out.with_suffix(".json"), manifest)
-        pack(args.out, files, args.size)
+        write_h5(args.out, gather(*read_folder(folder, args.size, SETS), args.size))
         if not bad:
             return shutil.rmtree(folder)
         print(f"{folder} is kept: the same command tries the skipped volumes again")
@@ -531,8 +517,10 @@ def go(args):
     import fcntl
     packed = args.out.suffix.lower() == ".h5"
     folder = args.out.with_suffix(".part") if packed else args.out
-    if args.out.is_file() and not (packed and folder.is_dir()) or packed and args.out.is_dir():
-        fail(f"{args.out}: is finished, or something else; choose another --out or remove it")
+    taken = args.out.is_file() or packed and folder.is_dir()
+    if packed and args.out.is_dir() or taken and not (folder / ".lock").exists():
+        fail(f"{args.out}: is finished, or it or {folder.name} is something else; choose another "
+             "--out or remove it")
     parts, volumes, unopened = {"ixi": ixi, "fastmri": fastmri, "mri2ct": mri2ct}[args.task](args)
     try:
         for part in PARTS:
@@ -544,13 +532,14 @@ def go(args):
     except OSError as error:
         fail(f"{args.out}: cannot be written ({error.strerror}); choose another --out")
     with lock:
-        for left in folder.glob("unfinished-*"):  # by a run that was killed
+        for left in folder.glob(".unfinished-*"):  # by a run that was killed
             shutil.rmtree(left)
         manifest = begin(folder, parts, volumes, unopened, args)
         prepare(folder, manifest, volumes, args)
         report(folder, manifest, args)
 
 
+@memory_may_run_out("choose a smaller --size or --limit, or a folder for --out")
 def main():
     common = argparse.ArgumentParser(add_help=False)
     add, many = common.add_argument, bounded(int, 1, 10 ** 9)
@@ -586,7 +575,7 @@ def main():
     except ModuleNotFoundError as error:
         fail(f"{error.name} is missing; install it with: pip install {error.name}")
     except (OSError, KeyboardInterrupt) as error:  # readers turn their OSErrors into ValueErrors
-        fail(f"stopped ({type(error).__name__} {error}); the same command goes on from here")
+        fail(f"stopped ({str(error) or type(error).__name__}); the same command goes on from here")
 
 
 if __name__ == "__main__":

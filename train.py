@@ -207,11 +207,10 @@ def train(config, slices, folder, state, requests=()):
             # between G(x), this update's, and the y and eps of the critic's last
             slope = critic_slope(f, y, G.image(x).detach(), eps).mean()
             run.log(folder, config, step, started, wasserstein=-risk_f, slope=slope, **terms)
-        if run.is_due(step, n_updates, 10, stop):
-            picture = folder / "samples" / f"{step:06d}.png"
-            plot_samples(picture, G, slices, device, uncertainty and lam > 0)
-            run.plot_curves([folder], folder / "curves.png")
-        if run.is_due(step, n_updates, 100, stop):
+            if run.is_due(step, n_updates, 10, stop):
+                picture = folder / "samples" / f"{step:06d}.png"
+                plot_samples(picture, G, slices, device, uncertainty and lam > 0)
+                run.plot_curves([folder], folder / "curves.png")
             run.save(folder, config, step, started, state)
         if stop:
             run.stop(folder, step, stop)

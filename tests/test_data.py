@@ -318,6 +318,7 @@ BAD_FILES = {  # what it is: its name, what makes it, what must be said of it
     "a header cut short": ("a.npy", lambda p: cut_short(p, RAMP, 60), "cannot be read"),
     "values cut short": ("a.npy", lambda p: npy(p), "cannot be read"),
     "a header that is no dictionary": ("a.npy", lambda p: npy(p, descr="'(("), "cannot be read"),
+    "a header without a type": ("a.npy", lambda p: npy(p, descr="()"), "cannot be read"),
     "an archive": ("a.npy", archive, "cannot be read"),
     "a folder": ("a.png", Path.mkdir, "no file"),
     "a link to itself": ("a.png", lambda p: p.symlink_to(p), "no file"),
@@ -726,8 +727,8 @@ def test_samples_show_both_sides_of_patch_invariance_their_residual_and_the_scal
         tmp_path, G, with_scale):
     shown, slices = {}, data.phantoms(64, subjects=1, slices=6)
 
-    def grid(path, rows, titles, maps, caption, square):
-        shown.update(path=path, rows=rows, titles=titles, maps=maps, square=square)
+    def grid(path, columns, maps, caption, square):
+        shown.update(path=path, columns=columns, maps=maps, square=square)
     with replaced.object(data, "picture_grid", grid):
         data.plot_samples(tmp_path / "new" / "a.png", G, slices, "cpu", with_scale)
     with_scale = with_scale and G is nonlinear  # ugac's alpha and beta say nothing of patches
@@ -740,9 +741,9 @@ def test_samples_show_both_sides_of_patch_invariance_their_residual_and_the_scal
     expected = [*grey, truth, 127.5 * (a - b).abs(), 127.5 * scale][:8 if with_scale else 7]
     words = ["input", "P(x)", "translation", "a = P(G(x))", "b = G(P(x))", "truth", "|a - b|",
              "scale"]
-    for title, word in zip(shown["titles"], words[:len(expected)], strict=True):
+    for title, word in zip(shown["columns"], words[:len(expected)], strict=True):
         assert word in title
-    for column, values in zip(zip(*shown["rows"]), expected, strict=True):
+    for column, values in zip(shown["columns"].values(), expected, strict=True):
         column = np.stack([np.asarray(cell).squeeze() for cell in column])
         assert np.allclose(column, values.squeeze(1), atol=1e-3)
     # drawn on x and G(x)
@@ -754,9 +755,8 @@ def test_a_grid_shows_grey_levels_the_right_way_up_and_maps_on_one_colour_bar():
     figures, image = [], np.full((64, 64), 100, np.uint8)
     low, high = np.full((64, 64), 3.0), np.full((64, 64), 60.0)
     with replaced.object(data, "save_figure", lambda _, *drawn: figures.append(drawn)):
-        data.picture_grid("nowhere.png", [[image, low, high], [image, high, low]],
-                          ["one", "residual", "scale"], 2,
-                          "words", ((0,), 10, 44))
+        columns = {"one": [image, image], "residual": [low, high], "scale": [high, low]}
+        data.picture_grid("nowhere.png", columns, 2, "words", ((0,), 10, 44))
     (figure, caption), = figures
     axes = [ax for ax in figure.axes if ax.images]
     shown = [ax.images[0] for ax in axes]

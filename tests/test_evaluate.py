@@ -242,11 +242,11 @@ def test_patients_count_alike_however_many_slices_they_have():
 
 @pytest.fixture
 def judged(tmp_path):
-    """Three toy runs judged -> metrics, the pictures' rows and titles, the figures' axes."""
+    """Three toy runs judged -> metrics, the pictures' columns, the figures' axes."""
     shown, plotted = {}, {}
 
-    def grid(path, rows, titles, maps=0, caption=""):
-        shown[path.name] = rows, titles, maps
+    def grid(path, columns, maps=0, caption=""):
+        shown[path.name] = columns, maps
 
     def figure(path, figure, caption=""):
         plotted[path.name] = figure.axes
@@ -308,18 +308,18 @@ def test_figures_4_to_8_show_what_their_titles_say(judged):
     x, truth = (torch.from_numpy(v).float().unsqueeze(1)[places]
                 for v in (slices.evaluation_input, slices.evaluation_target))
     said = {name: evaluate.translate(G, x, "cpu") for name, (G, _) in toy_runs().items()}
-    rows, titles, maps = shown["fig4_samples.png"]
-    assert titles == ["input", "one", "two", "three", "truth"] and maps == 0
-    columns = x, *(translation for translation, *_ in said.values()), truth
-    for column, expected in zip(zip(*rows), columns, strict=True):
-        assert torch.allclose(torch.stack(column).float(), expected, atol=1e-3)
+    columns, maps = shown["fig4_samples.png"]
+    assert list(columns) == ["input", "one", "two", "three", "truth"] and maps == 0
+    values = x, *(translation for translation, *_ in said.values()), truth
+    for column, expected in zip(columns.values(), values, strict=True):
+        assert torch.allclose(column.float(), expected, atol=1e-3)
     assert sorted(name for name in shown if "fig6" in name) == ["fig6_8_one.png", "fig6_8_two.png"]
-    rows, titles, maps = shown["fig6_8_two.png"]
-    assert titles == ["input", "translation", "truth", "residual", "scale"] and maps == 2
+    columns, maps = shown["fig6_8_two.png"]
+    assert list(columns) == ["input", "translation", "truth", "residual", "scale"] and maps == 2
     translation, scale, _ = said["two"]
-    columns = x, translation, truth, (translation - truth).abs(), scale
-    for column, expected in zip(zip(*rows), columns, strict=True):
-        assert torch.allclose(torch.stack(column), expected, atol=1e-3)
+    values = x, translation, truth, (translation - truth).abs(), scale
+    for column, expected in zip(columns.values(), values, strict=True):
+        assert torch.allclose(column, expected, atol=1e-3)
 
 
 def test_figures_6_and_8_show_residual_and_scale_last_and_as_maps():
@@ -327,11 +327,11 @@ def test_figures_6_and_8_show_residual_and_scale_last_and_as_maps():
     shown = []
     with replaced.object(evaluate, "picture_grid", lambda *words: shown.extend(words)):
         evaluate.plot_residuals("nowhere.png", x, translation, truth, scale)
-    _, rows, titles, maps, _ = shown
-    assert titles == ["input", "translation", "truth", "residual", "scale"] and maps == 2
-    columns = x, translation, truth, (translation - truth).abs(), scale
-    for column, expected, title in zip(zip(*rows), columns, titles, strict=True):
-        assert torch.equal(torch.stack(column), expected), f"{title}: the column shows other values"
+    _, columns, maps, _ = shown
+    assert list(columns) == ["input", "translation", "truth", "residual", "scale"] and maps == 2
+    values = x, translation, truth, (translation - truth).abs(), scale
+    for (title, column), expected in zip(columns.items(), values, strict=True):
+        assert torch.equal(column, expected), f"{title}: the column shows other values"
 
 
 def test_pi_and_runs_with_lam_0_are_judged_without_a_scale():
@@ -848,10 +848,10 @@ def test_two_runs_give_table_1_metrics_and_every_figure(monkeypatch, tmp_path, r
 
 
 def test_without_lam_the_scale_head_is_neither_drawn_nor_judged(monkeypatch, tmp_path):
-    run_folder, columns = saved(tmp_path / "lam0", nets.UNet(width=1), lam=0.0), {}
+    run_folder, titles = saved(tmp_path / "lam0", nets.UNet(width=1), lam=0.0), {}
 
-    def grid(path, rows, titles, *_):
-        columns[path.name] = titles
+    def grid(path, columns, *_):
+        titles[path.name] = columns.keys()
     out, picture = tmp_path / "out", tmp_path / "a.png"
     Image.fromarray(tiny_slices().input[0]).save(picture)
     with replaced.object(data, "picture_grid", grid):
@@ -859,7 +859,7 @@ def test_without_lam_the_scale_head_is_neither_drawn_nor_judged(monkeypatch, tmp
         cli(monkeypatch, run_folder, "--image", picture, "--out", out)
     judged = json.loads((out / "metrics.json").read_text())["runs"]["lam0"]
     assert judged["uncertainty"] is judged["pcc_image"] is judged["pcc_pixel"] is None
-    assert not any("scale" in title for title in columns["patches_lam0.png"])
+    assert not any("scale" in title for title in titles["patches_lam0.png"])
     assert sorted(p.name for p in out.rglob("*") if p.is_file()) == [
         "a.png", "fig2_3_psnr.png", "fig4_samples.png", "metrics.json", "table1.csv", "table1.md"]
 
@@ -930,8 +930,8 @@ def test_unpaired_data_are_all_translated_and_not_scored(monkeypatch, tmp_path, 
     data.write_h5(tmp_path / "unpaired.h5", slices._replace(
         evaluation_input=x, evaluation_target=nothing, names=names))
 
-    def grid(path, rows, titles, *_, **__):
-        shown[path.name] = rows, titles
+    def grid(path, columns, *_, **__):
+        shown[path.name] = columns
     with replaced.multiple(evaluate, picture_grid=grid, plot_samples=lambda *_: None):
         cli(monkeypatch, *runs, "--data", tmp_path / "unpaired.h5", "--out", tmp_path / "out")
     out = tmp_path / "out"
@@ -942,10 +942,10 @@ def test_unpaired_data_are_all_translated_and_not_scored(monkeypatch, tmp_path, 
                       for p in (out / which).iterdir()) == pngs, "not every slice is translated"
     assert sorted(p.name for p in (out / "uapi/scale").glob("*.png")) == pngs
     assert not (out / "pi/scale").exists()
-    rows, titles = shown["fig5_translations.png"]
-    assert titles == ["input", "uapi", "pi"] and len(rows) == 6
+    columns = shown["fig5_translations.png"]
+    assert list(columns) == ["input", "uapi", "pi"] and len(columns["input"]) == 6
     G = {name: evaluate.load_run(folder, "cpu")[0] for name, folder in zip(("uapi", "pi"), runs)}
-    for k, cells in zip([0, 1, 2, 4, 5, 6], rows):
+    for k, cells in zip([0, 1, 2, 4, 5, 6], zip(*columns.values())):
         picture = torch.from_numpy(x[k]).float()[None, None]
         assert torch.equal(cells[0], picture[0])
         for name, cell in zip(("uapi", "pi"), cells[1:]):

@@ -499,7 +499,7 @@ def test_a_stopped_run_goes_on_where_it_stopped_and_leaves_nothing_half_written(
     assert end.value.code == 2
     monkeypatch.setattr(Image.Image, "save", save)
     first = {p: p.stat().st_mtime_ns for p in Path("out").glob("*/*.png")}
-    assert len(first) == 40 and not list(Path("out").glob("unfinished*"))  # two volumes of 20, nothing of the third
+    assert len(first) == 40 and not list(Path("out").glob(".unfinished*"))  # two volumes of 20, nothing of the third
     cli("ixi --t1 t1 --t2 t2 --size 64 --out out")
     assert "4 volumes, 2 of them done already" in capsys.readouterr().out
     cli("ixi --t1 t1 --t2 t2 --size 64 --out whole")
@@ -554,6 +554,7 @@ def test_h5_holds_what_the_folder_holds_and_preview_is_drawn(cli, capsys):
     assert json.loads(Path("packed.json").read_text()) == manifest("folder")
     with h5py.File("packed.h5") as file:
         assert file["input"].chunks == (1, 64, 64) and file["input"].dtype == np.uint8
+        assert file["input"].compression == "gzip"
     assert sorted(p.name for p in Path().glob("packed*")) == ["packed.h5", "packed.json", "packed.png"]
     assert Image.open("folder/preview.png").width > 700
     assert "is finished" in refused(cli, line + "packed.h5", capsys)
@@ -788,10 +789,21 @@ def test_ct_patients_who_cannot_be_used_are_replaced_or_the_shortfall_is_said(cl
 
 def test_what_a_killed_run_left_aside_is_removed(cli):
     write_ixi(cli.folder, "ab")
-    Path("out/unfinished-abc").mkdir(parents=True)
-    Path("out/unfinished-abc/a_001_t1.png").touch()
+    Path("out/.unfinished-abc").mkdir(parents=True)
+    Path("out/.unfinished-abc/a_001_t1.png").touch()
     cli("ixi --t1 t1 --t2 t2 --size 64 --out out")
-    assert not list(Path("out").glob("unfinished*"))
+    assert not list(Path("out").glob(".unfinished*"))
+
+
+def test_a_users_own_folders_are_left_alone(cli, capsys):
+    write_ixi(cli.folder, "ab")
+    theirs = Path("out/unfinished-thesis/page.txt"), Path("knee.part/mine.txt")
+    for path in theirs:
+        path.parent.mkdir(parents=True)
+        path.touch()
+    cli("ixi --t1 t1 --t2 t2 --size 64 --out out")
+    assert "knee.part" in refused(cli, "ixi --t1 t1 --t2 t2 --size 64 --out knee.h5", capsys)
+    assert all(path.exists() for path in theirs)
 
 
 def test_the_manifest_holds_every_choice(cli):
