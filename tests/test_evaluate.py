@@ -847,6 +847,17 @@ def test_two_runs_give_table_1_metrics_and_every_figure(monkeypatch, tmp_path, r
     assert rows[2][7] == f"{cell['ssim']:.2f}/{cell['psnr']:.2f}"
 
 
+def test_pictures_are_shared_among_processes_as_pairs_are(monkeypatch, tmp_path, runs):
+    """Else every process of torchrun would write every file at the same time."""
+    seen, picture = [], tmp_path / "a.png"
+    Image.fromarray(tiny_slices().input[0]).save(picture)
+    monkeypatch.setattr(evaluate.run, "join_processes", lambda device: seen.append("joined"))
+    monkeypatch.setattr(evaluate.run, "leave_processes", lambda: seen.append("left"))
+    for words in (("--image", picture), ("--data", "phantom")):
+        cli(monkeypatch, runs[0], *words, "--out", tmp_path / "out")
+    assert seen == ["joined", "left"] * 2
+
+
 def test_without_lam_the_scale_head_is_neither_drawn_nor_judged(monkeypatch, tmp_path):
     run_folder, titles = saved(tmp_path / "lam0", nets.UNet(width=1), lam=0.0), {}
 
