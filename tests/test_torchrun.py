@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import data
 import evaluate
 import train
-from toys import FAST, everything, go, refused, replaced, untimed_log
+from toys import FAST, double_precision, everything, go, refused, untimed_log
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(),
                                 reason="this torch knows no other processes")
@@ -21,7 +20,7 @@ WORDS = [*FAST, "--batch", 4, "--lr-g", 1e-4, "--lr-c", 1e-4, "--device", "cpu"]
 DYING = """
 import os, sys
 sys.path[:0] = [{root!r}, {root!r} + "/tests"]
-import torch, train, test_torchrun
+import torch, toys, train
 losses, original = [], train.generator_loss
 
 def dies_in_update_6(*words):
@@ -30,24 +29,9 @@ def dies_in_update_6(*words):
         raise torch.OutOfMemoryError("CUDA out of memory")
     return original(*words)
 
-with test_torchrun.double_precision(generator_loss=dies_in_update_6):
+with toys.double_precision(generator_loss=dies_in_update_6):
     train.main()
 """
-
-
-def build_double(config, build=train.build):
-    torch.set_default_dtype(torch.float64)
-    try:
-        return build(config)
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
-def double_precision(**stand_ins):
-    """Inside, everything is trained in float64. Adam divides each gradient by its own size, so in
-    float32 the rounding of a gradient that is 0 on paper, as of every bias before a norm, becomes
-    a step as large as any other."""
-    return replaced(build=build_double, draw=lambda *words: data.draw(*words).double(), **stand_ins)
 
 
 def torchrun(program, *words):

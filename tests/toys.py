@@ -61,6 +61,21 @@ def replaced(**stand_ins):
         yield
 
 
+def double_precision(**stand_ins):
+    """Inside, everything is trained in float64. Adam divides each gradient by its own size, so in
+    float32 the rounding of a gradient that is 0 on paper, as of every bias before a norm, becomes
+    a step as large as any other, and another one on another CPU."""
+    build = train.build
+
+    def build_double(config):
+        torch.set_default_dtype(torch.float64)
+        try:
+            return build(config)
+        finally:
+            torch.set_default_dtype(torch.float32)
+    return replaced(build=build_double, draw=lambda *words: data.draw(*words).double(), **stand_ins)
+
+
 def trained(folder, slices=None, **changes):
     """The state after a run of TINY's settings, some of them changed."""
     config = TINY | changes
