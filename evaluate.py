@@ -39,8 +39,8 @@ METRICS = """metrics.json, null for undefined or infinite:
   {"runs": {RUN: {"method", "scenarios": {"GN0": {"ssim", "psnr", ...}, ...},
                   "pcc_image", "pcc_pixel", "uncertainty"}},
    "copy_input": {"GN0": {...}, ...}}
-SSIM times 100, PSNR in dB. "copy_input" returns its input: a run that does not
-beat its PSNR has learned nothing. "uncertainty", of runs with a scale, on GN0
+SSIM times 100, PSNR in dB. "copy_input" returns its input: a run of lower PSNR
+is worse than its input. "uncertainty", of runs with a scale, on GN0
 and at most 512 images: "correlation" with the residual (Sec. 4.5). Beyond the
 paper: "sparsification", "reliability", "rescaled", on phantoms "noise".
 evaluate.py explains each at the function of its name."""
@@ -96,13 +96,11 @@ def perturb(x, scenario, generator=None):
 
     GNk: clip(x + N(0, (k/100 * 255)^2), 0, 255).   IPk: with probability k/100 a pixel is U[0,255].
 
-    x [n,1,h,w] in [0,255] -> same shape and range; GN0 returns x. ValueError for another name.
+    x [n,1,h,w] in [0,255] -> same shape and range, x itself for GN0. ValueError for another name.
     """
     if scenario not in SCENARIOS:
         raise ValueError(f"scenario {scenario}: choose one of {', '.join(SCENARIOS)}.")
     kind, k = scenario[:2], int(scenario[2:])
-    if k == 0:
-        return x
     if kind == "GN":
         noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
         return (x + k / 100 * 255 * noise).clamp(0, 255)
@@ -159,9 +157,8 @@ def score(translation, truth, patients, device="cpu"):
         values = [metric(a.to(device), b.to(device)).double().cpu() for a, b in batches]
         values = unit * torch.cat(values).numpy()
         means = torch.tensor([values[patients == who].mean() for who in np.unique(patients)])
-        row[name] = float(values.mean())
-        row[f"{name}_patients_mean"] = float(means.mean())
-        row[f"{name}_patients_sd"] = float(means.std()) if len(means) > 1 else 0.0
+        row |= {name: float(values.mean()), f"{name}_patients_mean": float(means.mean()),
+                f"{name}_patients_sd": float(means.std()) if len(means) > 1 else 0.0}
     return row
 
 
@@ -172,10 +169,9 @@ def scores_of(metrics):
 
 def table(metrics):
     """metrics -> rows of Table 1, header first: run, then SSIM/PSNR of each scenario."""
-    rows = [["run", *SCENARIOS]]
-    for name, row in scores_of(metrics).items():
-        rows.append([name, *(f"{row[s]['ssim']:.2f}/{row[s]['psnr']:.2f}" for s in SCENARIOS)])
-    return rows
+    return [["run", *SCENARIOS]] + [
+        [name, *(f"{row[s]['ssim']:.2f}/{row[s]['psnr']:.2f}" for s in SCENARIOS)]
+        for name, row in scores_of(metrics).items()]
 
 
 def bold(rows):
@@ -206,12 +202,6 @@ def write_table(rows, out):
 
 # ---------------------------------------------------------------- Sec. 4.4: Figures 2-5
 
-def panels(count, width, height):
-    """-> a figure of panels side by side, each of that size in inches, and its axes."""
-    figure = Figure(figsize=(width * count, height), layout="constrained")
-    return figure, figure.subplots(1, count, squeeze=False)[0]
-
-
 def line_style(metrics, name):
     """A row's colour and marker, the same in every figure."""
     if name not in metrics["runs"]:
@@ -222,7 +212,8 @@ def line_style(metrics, name):
 
 def plot_psnr(path, metrics):
     """Figures 2 and 3: PSNR over the seven scenarios."""
-    figure, (ax,) = panels(1, 9, 5)
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    ax = figure.subplots()
     for name, row in scores_of(metrics).items():
         values = [row[s]["psnr"] for s in SCENARIOS]
         ax.plot(SCENARIOS, values, label=name, **line_style(metrics, name))
@@ -284,9 +275,8 @@ def correlate(residual, scale, inside):
     numbers in [-1,1] or None.
     """
     area = inside.sum(dim=(1, 2, 3))
-    residual_sum, scale_sum = ((v * inside).sum(dim=(1, 2, 3), dtype=torch.float64)
-                               for v in (residual, scale))
-    images = (residual_sum / area)[area > 0], (scale_sum / area)[area > 0]
+    images = [((v * inside).sum(dim=(1, 2, 3), dtype=torch.float64) / area)[area > 0]
+              for v in (residual, scale)]
     pixels = residual[inside], scale[inside]
     return {"pearson_image": pearson(*images), "spearman_image": spearman(*images),
             "pearson_pixel": pearson(*pixels), "spearman_pixel": spearman(*pixels)}
@@ -307,7 +297,8 @@ def two_digits(correlation):
 
 def plot_scatter(path, metrics, points):
     """Figures 7 and 9: mean scale against mean residual, one point an image, one panel a run."""
-    figure, axes = panels(len(points), 4, 4.3)
+    figure = Figure(figsize=(4 * len(points), 4.3), layout="constrained")
+    axes = figure.subplots(1, len(points), squeeze=False)[0]
     for (name, means), ax in zip(points.items(), axes):
         whole = metrics["runs"][name]["uncertainty"]["correlation"]["whole"]
         ax.plot(*means, linestyle="none", alpha=.6, **line_style(metrics, name))
@@ -430,7 +421,8 @@ def maps_of(metrics):
 
 
 def plot_sparsification(path, metrics):
-    figure, (ax,) = panels(1, 8, 4.5)
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    ax = figure.subplots()
     for name, judged in maps_of(metrics).items():
         curve, style = judged["sparsification"], line_style(metrics, name)
         ax.plot(curve["removed"], curve["map"], label=f"{name}, AUSE {curve['ause']:.3f}", **style)
@@ -444,12 +436,11 @@ def plot_sparsification(path, metrics):
 
 def plot_reliability(path, metrics):
     """On the patients that rescaled() judges."""
-    figure, axes = panels(2, 5, 4.5)
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
     titles = {"before": "as translated", "after": "scale times c, fitted on other patients"}
-    for (when, title), ax in zip(titles.items(), axes):
+    for (when, title), ax in zip(titles.items(), figure.subplots(1, 2)):
         for name, judged in maps_of(metrics).items():
-            half = (judged["rescaled"] or {"before": judged["reliability"]}).get(when)
-            if half:
+            if half := (judged["rescaled"] or {"before": judged["reliability"]}).get(when):
                 label = f"{name}, ECE {half['ece']:.3f}"
                 ax.plot(half["nominal"], half["observed"], label=label, **line_style(metrics, name))
         ax.axline((0, 0), slope=1, color="gray", linestyle=":", label="ideal")
@@ -470,9 +461,7 @@ def judge(runs, slices, out, device):
     shown, chosen = six_of(len(truth)), random_images(len(truth))
     noise = None if slices.noise is None else torch.from_numpy(slices.noise[chosen]).unsqueeze(1)
     translations, points, metrics = {}, {}, {"runs": {}, "copy_input": {}}
-    for name, (_, config) in runs.items():
-        metrics["runs"][name] = {"method": config["method"], "scenarios": {}, "pcc_image": None,
-                                 "pcc_pixel": None, "uncertainty": None}
+    without_map = dict.fromkeys(("pcc_image", "pcc_pixel", "uncertainty"))
     for done, scenario in enumerate(SCENARIOS):
         x = perturb_all(slices.evaluation_input, scenario)
         metrics["copy_input"][scenario] = score(x, truth, patients, device)
@@ -480,13 +469,13 @@ def judge(runs, slices, out, device):
             translation, alpha, beta = translate(G, x, device)
             if not run.is_first():
                 continue
-            row = metrics["runs"][name]
+            row = metrics["runs"].setdefault(name, {"method": config["method"], "scenarios": {},
+                                                    **without_map})
             row["scenarios"][scenario] = score(translation, truth, patients, device)
             run.progress(done * len(runs) + k, len(SCENARIOS) * len(runs), "judging")
-            if scenario != "GN0":
-                continue
-            translations[name] = translation[shown]
-            if trains_scale(config):
+            if scenario == "GN0":
+                translations[name] = translation[shown]
+            if scenario == "GN0" and trains_scale(config):
                 parts = [v[chosen] for v in (translation, alpha, beta, truth)]
                 judged, points[name] = judge_map(*parts, patients[chosen], noise)
                 row |= judged
@@ -508,25 +497,20 @@ def judge(runs, slices, out, device):
 def read_pictures(places):
     """Files, and folders of files -> (name, uint8 [h,w]) one by one. What cannot be read is named
     and skipped; the program ends where nothing can, where two have one name, or over a run."""
-    for place in places:
-        if os.path.exists(Path(place) / "checkpoint.pt"):
+    by_name, bad = {}, []
+    for place in map(Path, places):
+        if os.path.exists(place / "checkpoint.pt"):
             run.fail(f"{place}: is a run, not a folder of pictures; name runs before --image.")
-    paths = [path for place in map(Path, places)
-             for path in (images_in(place).values() if os.path.isdir(place) else [place])]
-    by_name = {path.stem: path for path in paths}
-    for path in paths:
-        if by_name[path.stem] != path:
-            run.fail(f"{path}: {by_name[path.stem]} has the same name, which would name both "
-                     "translations; translate them in two calls.")
-    bad = []
+        for path in images_in(place).values() if os.path.isdir(place) else [place]:
+            if by_name.setdefault(path.stem, path) != path:
+                run.fail(f"{path}: {by_name[path.stem]} has the same name, which would name both "
+                         "translations; translate them in two calls.")
     for done, (name, path) in enumerate(by_name.items(), 1):
         run.progress(done, len(by_name), "translating")
         try:
-            picture = read_grey(path)
+            yield name, read_grey(path)
         except ValueError as error:
             bad.append(error)
-        else:
-            yield name, picture
     if len(bad) == len(by_name):
         run.fail(str(bad[0]) if bad else
                  f"{', '.join(places)}: no picture inside; files end in {', '.join(ENDINGS)}")
@@ -577,17 +561,14 @@ def write_translations(pictures, runs, out, device):
 
 def summary(judged):
     """A line about one map, and one about its foreground, which no dark air flatters."""
-    halves = judged["rescaled"]
     ece = f"{judged['reliability']['ece']:.3f}, no c from one patient alone"
-    if halves:
-        before, after = halves["before"]["ece"], halves["after"]["ece"]
-        ece = f"{before:.3f} -> {after:.3f} with c = {halves['c']:.3g}"
-    lines = []
-    for region, correlation in judged["correlation"].items():
-        numbers = "{}/{} per image, {}/{} per pixel".format(*map(two_digits, correlation.values()))
-        lines.append(f"Pearson/Spearman of scale and residual, {region}: {numbers}")
-    lines[0] += f"; AUSE {judged['sparsification']['ause']:.3f}; ECE {ece}"
-    return "\n  ".join(lines)
+    if half := judged["rescaled"]:
+        before, after = half["before"]["ece"], half["after"]["ece"]
+        ece = f"{before:.3f} -> {after:.3f} with c = {half['c']:.3g}"
+    words = "Pearson/Spearman of scale and residual, {}: {}/{} per image, {}/{} per pixel"
+    whole, foreground = (words.format(region, *map(two_digits, numbers.values()))
+                         for region, numbers in judged["correlation"].items())
+    return f"{whole}; AUSE {judged['sparsification']['ause']:.3f}; ECE {ece}\n  {foreground}"
 
 
 def evaluate_pairs(runs, slices, out, device):
@@ -608,7 +589,7 @@ def evaluate_pairs(runs, slices, out, device):
 def translate_unpaired(runs, slices, out, device):
     """Without pairs there is nothing to score: Figure 5, and every translation as a file."""
     names, shown = slices.names["evaluation_input"], six_of(len(slices.evaluation_input))
-    if len(set(names)) < len(names) or any(Path(n).name != n or "\0" in n for n in names):
+    if len(set(names)) < len(names) or any(not n or Path(n).name != n or "\0" in n for n in names):
         run.fail("the names in evaluation_input_names cannot name files, or two are equal.")
     x = torch.from_numpy(slices.evaluation_input[shown]).float().unsqueeze(1)
     translations = {name: translate(G, x, device)[0] for name, (G, _) in runs.items()}
