@@ -328,11 +328,8 @@ def generator_risk(method, theta, omega, x, y, phi, lam, generator):
 
 
 def train(config, slices, folder, state, requests=()):
-    """The loop of train.py with the risks above; arguments as there.
-
-    released: n_c is doubled during the first 151 generator updates. Its critic moves twice a turn,
-    on whole images, then on patches; phi and its first x are those of the generator's last update.
-    """
+    """The loop of train.py with the risks above; arguments as there. released doubles n_c during
+    the first 151 generator updates, and its critic moves on whole images, then on patches."""
     method, theta, omega, history = config["method"], state.theta, state.omega, state.history
     G, f, opt_G, opt_f = theta["G"], omega["f"], state.opt_G, state.opt_f
     b, d, p, lam = config["batch"], config["size"], config["p"], config["lam"]

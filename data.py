@@ -20,7 +20,6 @@ import io
 import os
 import sys
 import textwrap
-import tokenize
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -38,10 +37,6 @@ from run import (bounded, fail, make_folder, make_parser, memory_may_run_out, pr
 
 SETS = ("input", "target", "evaluation_input", "evaluation_target")
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy")
-# What Pillow, numpy and h5py raise over a file that is not what it seems.
-READ_ERRORS = (OSError, EOFError, SyntaxError, tokenize.TokenError, ValueError, LookupError,
-               TypeError, ArithmeticError, MemoryError, RuntimeError, Image.DecompressionBombError,
-               Image.DecompressionBombWarning)
 
 
 class Slices(NamedTuple):
@@ -123,7 +118,7 @@ def read_grey(path):
                                  "networks and metrics have one channel")
                         picture = picture.convert("L")
                     values = np.asarray(picture.convert("L") if mode == "1" else picture)
-    except READ_ERRORS as error:
+    except Exception as error:  # Pillow and numpy raise some ten kinds
         raise ValueError(f"{path}: cannot be read as an image ({error})") from None
     return to_grey_levels(values, path)
 
@@ -225,9 +220,10 @@ def load(data, size, sets=SETS):
 
 
 def gather(images, names, size):
-    """{set: images}, {set: names} -> Slices."""
+    """{set: images}, {set: names} -> Slices, empty where a set was not read."""
     nothing = np.zeros((0, size, size), np.uint8)
-    return Slices(*(np.stack(images[s]) if images[s] else nothing for s in SETS), names)
+    arrays = (np.stack(images[s]) if images.get(s) else nothing for s in SETS)
+    return Slices(*arrays, {s: names.get(s, []) for s in SETS})
 
 
 def wanted(path, which):
@@ -236,7 +232,7 @@ def wanted(path, which):
     if which == "evaluation_input":
         layouts = "evaluation/NAME_input.png and NAME_target.png, or testA/ and testB/"
         hint = "; a plain folder of pictures: evaluate.py --image"
-    there = sorted(p.name for p in path.iterdir()) if os.path.isdir(path) else [f"no {which}"]
+    there = sorted(p.name for p in path.glob("*")) if os.path.isdir(path) else [f"no {which}"]
     more = f" and {len(there) - 6} more" if len(there) > 6 else ""
     return (f"{layouts}, inside; found: {', '.join(there[:6]) or 'nothing'}{more} "
             f"(files end in {', '.join(ENDINGS)}{hint})")
@@ -273,7 +269,7 @@ def find_images(root):
         # CycleGAN's own sets are like this.
         print(f"{root}: testA and testB share no name, so there are no pairs", file=sys.stderr)
         targets = {}
-    both = inputs.keys() & targets.keys() if targets else inputs.keys()
+    both = inputs.keys() & targets.keys() or inputs.keys()
     for half in (inputs, targets):
         odd += [path.name for name, path in half.items() if name not in both]
     if odd:
@@ -281,8 +277,7 @@ def find_images(root):
               f"{odd[0]!r} first", file=sys.stderr)
     entries = [(name, {"input": path}) for name, path in one.items()]
     entries += [(name, {"target": path}) for name, path in other.items()]
-    halves = {s: half for s, half in zip(SETS[2:], (inputs, targets)) if half}
-    entries += [(name, {s: half[name] for s, half in halves.items()})
+    entries += [(name, {s: half[name] for s, half in zip(SETS[2:], (inputs, targets)) if half})
                 for name in inputs if name in both]
     return entries
 
@@ -291,8 +286,7 @@ def read_folder(root, size, sets):
     """A folder -> {set: images}, {set: names}. What cannot be read is named, counted and left out,
     a pair as a whole."""
     images, names, bad = {s: [] for s in SETS}, {s: [] for s in SETS}, []
-    entries = [(name, {s: path for s, path in paths.items() if s in sets})
-               for name, paths in find_images(root) if paths.keys() & set(sets)]
+    entries = [(name, paths) for name, paths in find_images(root) if paths.keys() <= set(sets)]
     for done, (name, paths) in enumerate(entries, 1):
         progress(done, len(entries), "reading")
         try:
@@ -307,21 +301,18 @@ def read_folder(root, size, sets):
 
 def read_h5(path, size, sets):
     """An .h5 file -> {set: images}, {set: names}, scaled image by image, as files are."""
-    images, names = {s: [] for s in SETS}, {s: [] for s in SETS}
     try:
         with h5py.File(path, "r") as file:
             for key, ndim in [(s, 3) for s in sets] + [(f"{s}_names", 1) for s in sets]:
-                here = isinstance(file.get(key, getlink=True), h5py.HardLink)
-                v = file[key] if here else None
+                v = file[key] if isinstance(file.get(key, getlink=True), h5py.HardLink) else None
                 if not isinstance(v, h5py.Dataset) or v.ndim != ndim or v.external or v.is_virtual:
                     raise ValueError(f"{key} is missing, has not {ndim} dimensions, or leads to "
                                      "another place or file")
                 if v.nbytes > 1032 * os.path.getsize(path):  # the most that gzip can save
                     raise ValueError(f"{key} claims {v.nbytes} bytes, more than this file can hold")
-            for s in sets:
-                images[s] = [fit(to_grey_levels(image, s), size) for image in file[s]]
-                names[s] = list(file[f"{s}_names"].asstr("utf-8")[:])
-    except READ_ERRORS as error:
+            images = {s: [fit(to_grey_levels(image, s), size) for image in file[s]] for s in sets}
+            names = {s: list(file[f"{s}_names"].asstr("utf-8")[:]) for s in sets}
+    except Exception as error:  # h5py raises some ten kinds
         fail(f"{path}: is not an .h5 of slices as the top of data.py describes it ({error}); "
              "to translate a picture give it to evaluate.py --image.")
     inputs, targets = len(images["evaluation_input"]), len(images["evaluation_target"])
@@ -393,7 +384,7 @@ def smooth_field(rng, cells, side):
 def head(z, side, fields):
     """Tissues [side,side] of an axial slice at height z in [0,1], numbered as the columns above."""
     bend_y, bend_x, folds_a, folds_b, (tilt, long, wide, ventricle) = fields
-    v, u = np.meshgrid(*[(np.arange(side) + .5) / side * 2 - 1] * 2, indexing="ij")
+    v, u = (np.mgrid[:side, :side] + .5) / side * 2 - 1
     v, u = v + .018 * bend_y, u + .018 * bend_x
     v, u = v * np.cos(tilt) - u * np.sin(tilt), v * np.sin(tilt) + u * np.cos(tilt)
     shrink = 1 - .22 * z ** 2
@@ -421,14 +412,13 @@ def phantom_subject(subject, size, slices, seed):
     own smooth bias field. Drawn at twice the size, so that pixels at a border hold both tissues."""
     rng = np.random.default_rng([seed, subject])
     side = 2 * size
-    bends = [smooth_field(rng, 4, side) for _ in range(2)]
-    folds = [smooth_field(rng, 17, side) for _ in range(2)]
+    fields = [smooth_field(rng, cells, side) for cells in (4, 4, 17, 17)]  # bends, then folds
     shape = rng.normal(0, .06), rng.uniform(.82, .92), rng.uniform(.66, .76), rng.uniform(.03, .065)
     contrasts = [contrast * rng.normal(1, .03, 6) for contrast in (T1, T2)]
     bias = [1 + .06 * smooth_field(rng, 2, size) for _ in range(2)]
     out = np.zeros((3, slices, size, size))
     for k, z in enumerate(np.linspace(.05, .75, slices) + rng.uniform(-.04, .04)):
-        label = head(np.clip(z, 0, 1), side, (*bends, *folds, shape))
+        label = head(np.clip(z, 0, 1), side, (*fields, shape))
         quarters = [label[i::2, j::2] for i in (0, 1) for j in (0, 1)]
         t1, t2, scale = (255 * np.mean([table[quarter] for quarter in quarters], axis=0)
                          for table in (*contrasts, NOISE))

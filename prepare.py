@@ -19,7 +19,6 @@ import glob
 import gzip
 import hashlib
 import json
-import os
 import re
 import shutil
 import sys
@@ -32,7 +31,7 @@ import numpy as np
 from PIL import Image
 
 from data import SETS, find_images, gather, patient, picture_grid, read_folder, write_h5
-from run import bounded, fail, memory_may_run_out, progress
+from run import bounded, fail, memory_may_run_out, progress, replace_file
 
 PARTS = ("input", "target", "evaluation")
 ACQUISITION = "CORPD_FBK"  # coronal proton density without fat suppression, as in Sec. 4.1
@@ -64,7 +63,7 @@ def shuffled(names, args):
     names = sorted(names)[:args.limit]
     if not names:
         fail("no patient of these archives can be used; see their files' names and acquisitions")
-    return [names[i] for i in np.random.RandomState(args.seed % 2 ** 32).permutation(len(names))]
+    return np.random.RandomState(args.seed % 2 ** 32).permutation(names).tolist()
 
 
 def split(patients, args):
@@ -127,8 +126,8 @@ def read_nifti(path):
     import nibabel
     with reading(path):
         if path.suffix.lower() == ".gz":  # to the checksum at its end, which nibabel never reads
-            with gzip.open(path) as stream, open(os.devnull, "wb") as nowhere:
-                shutil.copyfileobj(stream, nowhere)
+            with gzip.open(path) as stream:
+                stream.seek(0, 2)
         image = nibabel.load(path)
         placed = image.header["sform_code"] or image.header["qform_code"]
         if np.prod(image.shape[3:]) != 1 or not placed:
@@ -322,11 +321,9 @@ def keep_apart(places, name, place):
 
 def by_subject(folders, contrast=None):
     """-> {subject: file}. IXI012-HH-1211-T1.nii.gz wins over IXI012-HH-1211-T1-mask.nii.gz."""
-    form, wanted, files, spellings, places = r"(.+)()\.h5", ".h5 file", {}, {}, {}
-    if contrast:
-        form = rf"(.+?)[-_]{contrast}w?([-_.].*)?\.nii(\.gz)?"
-        wanted = f"file named like IXI012-HH-1211-{contrast}.nii.gz"
-    form = re.compile(form, re.IGNORECASE)
+    form = rf"(.+?)[-_]{contrast}w?([-_.].*)?\.nii(\.gz)?" if contrast else r"(.+)()\.h5"
+    wanted = f"file named like IXI012-HH-1211-{contrast}.nii.gz" if contrast else ".h5 file"
+    form, files, spellings, places = re.compile(form, re.IGNORECASE), {}, {}, {}
     paths = [path for _, path in listed(folders, lambda path: form.fullmatch(path.name), wanted)]
     for path in sorted(paths, key=lambda path: bool(form.fullmatch(path.name)[2])):
         spelling = form.fullmatch(path.name)[1]
@@ -414,14 +411,14 @@ def prepare_volume(folder, part, stem, sources, args):
             del stack  # before the other half of the pair is read
     blank = [all(np.ptp(square) == 0 for square in row) for row in zip(*halves.values())]
     if all(blank):
-        raise ValueError("all its slices are of a single grey; does a T1 lie where its T2 lies?")
+        raise ValueError("all its slices are of a single grey; its T1 and T2 may lie apart")
     with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder) as aside:
         for ending, squares in halves.items():
             for k, square, empty in zip(numbers, squares, blank):
                 if not empty:
                     Image.fromarray(square).save(Path(aside, f"{stem}_{k:03d}_{ending}.png"))
         for path in Path(aside).iterdir():
-            os.replace(path, folder / part / path.name)
+            path.replace(folder / part / path.name)
     return notes | {"slices": blank.count(False), "of_one_grey": blank.count(True)}
 
 
@@ -432,7 +429,7 @@ def begin(folder, parts, volumes, unopened, args):
     settings = {key: value for key, value in vars(args).items() if key not in elsewhere}
     if not any(path for part in PARTS for path in (folder / part).glob("[!.]*")):
         return settings | {"drawn": parts, "unopened": [*unopened], "bad": unopened, "volumes": {}}
-    before = {"drawn": {}, "unopened": []}
+    before = {"drawn": {}, "unopened": [], "bad": {}}
     with contextlib.suppress(OSError, ValueError, TypeError):
         before |= json.loads((folder / "manifest.json").read_text())
     known, now = ({*sum(drawn.values(), [])} for drawn in (before["drawn"], parts))
@@ -448,14 +445,13 @@ def begin(folder, parts, volumes, unopened, args):
 
 
 def save(place, manifest):
-    """Aside, then renamed. The split holds who gave slices; a list of numbers takes one line."""
+    """The split holds who gave slices; a list of numbers takes one line."""
     manifest["split"] = {part: [] for part in PARTS}
     for who, part in sorted({(patient(k), v["part"]) for k, v in manifest["volumes"].items()}):
         manifest["split"][part].append(who)
     text = json.dumps(manifest, indent=1)
-    text = re.sub(r"\[[-+.\de,\s]+\]", lambda numbers: " ".join(numbers[0].split()), text)
-    Path(f"{place}.tmp").write_text(text + "\n")
-    os.replace(f"{place}.tmp", place)
+    text = re.sub(r"\[[-+.\de,\s]+\]", lambda numbers: " ".join(numbers[0].split()), text) + "\n"
+    replace_file(place, lambda place: place.write_text(text))
 
 
 def prepare(folder, manifest, volumes, args):
@@ -484,8 +480,8 @@ def prepare(folder, manifest, volumes, args):
 def report(folder, manifest, args):
     """Says what there is, draws and packs it; ends the program where a set is without a slice."""
     entries, bad, done = find_images(folder), manifest["bad"], manifest["volumes"].values()
-    files = {s: [(name, paths[s]) for name, paths in entries if s in paths] for s in SETS}
-    print(f"{args.out}: " + ", ".join(f"{len(pairs)} slices for {s}" for s, pairs in files.items()))
+    files = {s: [paths[s] for _, paths in entries if s in paths] for s in SETS}
+    print(f"{args.out}: " + ", ".join(f"{len(paths)} slices for {s}" for s, paths in files.items()))
     if bad:
         print(f"skipped {len(bad)} volumes in all; the manifest has the reasons", file=sys.stderr)
     for part, which in zip(PARTS, SETS):
@@ -499,8 +495,8 @@ def report(folder, manifest, args):
         print(f"{taken} CT patients, not {args.patients_ct}: no others can be used")
     packed = args.out != folder
     if args.preview:
-        columns = {which: [np.asarray(Image.open(pairs[i * (len(pairs) - 1) // 7][1]))
-                           for i in range(8)] for which, pairs in files.items() if pairs}
+        columns = {which: [Image.open(paths[i * (len(paths) - 1) // 7]) for i in range(8)]
+                   for which, paths in files.items() if paths}
         place = args.out.with_suffix(".png") if packed else folder / "preview.png"
         picture_grid(place, columns)
     if packed:

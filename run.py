@@ -10,9 +10,7 @@ import ctypes
 import json
 import math
 import os
-import pickle
 import signal
-import struct
 import sys
 import time
 import zipfile
@@ -29,9 +27,6 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 CHECKPOINTS = ("checkpoint.pt", "checkpoint_before.pt")
 CONTENTS = {"config": dict, "step": int, "seconds": float, "history": dict, "networks": dict,
             "opt_G": dict, "opt_f": dict, "streams": dict}
-DAMAGE = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
-          ArithmeticError, MemoryError, RuntimeError, struct.error, pickle.UnpicklingError,
-          zipfile.BadZipFile)  # what reading a damaged or foreign checkpoint can raise
 
 
 # ---------------------------------------------------------------- one sentence, whole files
@@ -94,7 +89,8 @@ def replace_file(path, write):
 def progress(done, total, what):
     """Keeps one line up to date on a terminal; silent where the output goes to a file."""
     if sys.stderr.isatty() and is_first():
-        print(f"\r{what} {done}/{total}", end="\n" * (done == total), file=sys.stderr, flush=True)
+        end = "\n" if done == total else "\r"  # what is printed next takes the line's place
+        print(f"{what} {done}/{total}", end=end, file=sys.stderr, flush=True)
 
 
 # ---------------------------------------------------------------- processes (torchrun), device
@@ -197,11 +193,10 @@ def log(folder, config, step, started, **values):
     share of the batch. A scale that nothing trains is null."""
     seconds, n_updates = time.perf_counter() - started, config["updates"]
     images = step * (config["critic_steps"] + 1) * config["batch"] / seconds
-    untrained = {"scale_mean": None, "scale_min": None}
-    row = {"step": step, "seconds": round(seconds, 2), "images_per_second": round(images, 1)}
-    row |= untrained | {name: value.item() for name, value in values.items()}
-    if config["lam"] == 0:
-        row |= untrained
+    row = {"step": step, "seconds": round(seconds, 2), "images_per_second": round(images, 1),
+           "scale_mean": None, "scale_min": None}
+    row |= {name: value.item() for name, value in values.items()
+            if config["lam"] > 0 or not name.startswith("scale")}
     with open(folder / "log.jsonl", "a") as file:
         file.write(json.dumps(row) + "\n")
     elapsed = timedelta(seconds=int(seconds))
@@ -209,15 +204,13 @@ def log(folder, config, step, started, **values):
     numbers = "  wasserstein {wasserstein:.3f}  slope {slope:.3f}  residual {residual:.4f}"
     if row["scale_mean"] is not None:
         numbers += "  scale {scale_mean:.4f} (min {scale_min:.4f})"
-    over = "\r" if sys.stderr.isatty() else ""  # the line takes the place of progress()
-    print(f"{over}update {step}/{n_updates}  elapsed {elapsed}  remaining {remaining}"
+    print(f"update {step}/{n_updates}  elapsed {elapsed}  remaining {remaining}"
           f"{numbers.format(**row)}  {images:.0f} images/s", flush=True)
 
 
 def read_log(folder):
     """The rows of log.jsonl, but for a last line that a killed run has cut short."""
-    lines = (folder / "log.jsonl").read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().split("\n")[:-1]]
 
 
 def plot_curves(folders, path):
@@ -232,10 +225,10 @@ def plot_curves(folders, path):
         steps = [row["step"] for row in rows]
         later += [row["wasserstein"] for row in rows if row["step"] > steps[-1] / 10]
         for panel, ax in axes.items():
-            ax.plot(steps, [row[panel] for row in rows], color=f"C{k % 10}", label=name)
+            ax.plot(steps, [row[panel] for row in rows], color=f"C{k}", label=name)
         if rows[-1]["scale_mean"] is not None:
             scale = [row["scale_mean"] for row in rows]
-            axes["residual"].plot(steps, scale, "--", color=f"C{k % 10}", label=f"{name}, scale")
+            axes["residual"].plot(steps, scale, "--", color=f"C{k}", label=f"{name}, scale")
     axes["wasserstein"].set(title="Wasserstein estimate, but for early peaks: should fall",
                             ylim=(min(later), 1.05 * max(later) + 1e-3))
     axes["slope"].set(title="slope of the critic: should settle near 1", yscale="log")
@@ -275,8 +268,7 @@ def load_checkpoint(folder, check_settings=lambda config: None, device="cpu"):
     for path in (Path(folder) / name for name in CHECKPOINTS):
         try:
             with zipfile.ZipFile(path) as archive:  # torch.load reads no checksum
-                odd = any(e.compress_type or e.external_attr & 16 for e in archive.infolist())
-                if odd or archive.testzip():
+                if any(e.external_attr & 16 for e in archive.infolist()) or archive.testzip():
                     raise ValueError("checksums do not agree")
             checkpoint = torch.load(path, map_location=device, weights_only=True)
             if any(type(checkpoint[name]) is not kind for name, kind in CONTENTS.items()):
@@ -284,7 +276,7 @@ def load_checkpoint(folder, check_settings=lambda config: None, device="cpu"):
             check_settings(checkpoint["config"])
         except (FileNotFoundError, NotADirectoryError):
             faults.append(f"{path}: no such checkpoint; give the folder of a run of train.py")
-        except DAMAGE as error:
+        except Exception as error:  # zipfile, torch and pickle raise errors of all kinds
             reason = error if type(error) is ValueError else type(error).__name__
             faults.append(f"{path}: is no checkpoint of train.py, or damaged ({reason})")
         else:
@@ -316,8 +308,8 @@ def begin(folder, config, checkpoint):
         return
     log_file, last = folder / "log.jsonl", checkpoint["step"] if checkpoint else 0
     try:
-        lines = log_file.read_text().splitlines(keepends=True) if log_file.exists() else []
-        lines = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= last]
+        rows = read_log(folder) if log_file.exists() else []
+        lines = [json.dumps(row) + "\n" for row in rows if row["step"] <= last]
     except (ValueError, LookupError, TypeError):
         fail(f"{log_file}: was not written by train.py, or is damaged; move it away, or choose "
              "another --out.")
@@ -380,21 +372,16 @@ def fail_astray(folder, what):
     fail(f"{what}; {saved}; choose a smaller --lr-g, --lr-c or --lam.")
 
 
-def is_out_of_memory(error):
-    words = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
-    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    return known or any(word in str(error) for word in words)
-
-
 @contextmanager
 def memory_may_run_out(advice):
     """Inside, also as a decorator, a lack of memory ends the program with the advice."""
+    words = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        fail(f"out of memory: {advice}.")
+        if isinstance(error, MemoryError) or any(word in str(error) for word in words):
+            fail(f"out of memory: {advice}.")
+        raise
 
 
 def last_words(error, folder):
@@ -405,9 +392,8 @@ def last_words(error, folder):
     if isinstance(error, OSError):
         where, reason = error.filename or folder, error.strerror or error
         fail(f"{where}: cannot be written ({reason}); {saved}; make room and go on.")
-    if is_out_of_memory(error):
-        fail(f"out of memory: choose a smaller --batch, --size or --width; {saved}.")
-    raise error
+    with memory_may_run_out(f"choose a smaller --batch, --size or --width; {saved}"):
+        raise error
 
 
 # ---------------------------------------------------------------- where runs stand
