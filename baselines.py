@@ -11,11 +11,11 @@
     released   Eq. 5, 9 as the authors' public code has them: README, "Paper, released code, ours"
 
 H: Y -> X is an inverse generator, g a critic on X, f_T one on mirrored images, F the heads of CUT.
-|.| is the mean over pixels and batch. pi and gcgan ask for one thing, |G(T(x)) - T(G(x))|, with two
-transforms. So uagc, which the paper does not have, helps to tell the effect of patches from that of
-the likelihood, though its critics differ, too. But for released, every critic pays Eq. 2 and every
-generator Eq. 3. Critic, optimisers, number of updates and, but for ugac's third head, U-Net are the
-same for all, whatever the methods' own recipes. Only released moves its critic more often.
+|.| is the mean over pixels and batch. pi asks for a small |G(P(x)) - P(G(x))|, gcgan for the same
+with T for P. So uagc, which the paper does not have, helps to tell the effect of patches from that
+of the likelihood, though its critics differ, too. But for released, every critic pays Eq. 2 and
+every generator Eq. 3. Critic, optimisers, number of updates and, but for ugac's third head, U-Net
+are the same for all, whatever the methods' own recipes. Only released moves its critic more often.
 """
 import torch
 from torch import nn
@@ -297,8 +297,8 @@ def critic_risk(method, theta, omega, x, y, phi, eps, p):
 
     l_cri = sum of C over the method's triples (critic; real, fake),   C = Eq. 2
 
-    x, y [b,1,d,d] in [-1,1]; eps [b,1,1,1], the same for all critics -> scalar. phi: for Eq. 5,
-    which a test puts in this place; the methods of these triples have no patches.
+    x, y [b,1,d,d] in [-1,1]; eps [b,1,1,1], the same for all critics -> scalar. phi is not used
+    here; a test puts Eq. 5 in this function's place.
     """
     G, f = theta["G"], omega["f"]
     with torch.no_grad():

@@ -47,7 +47,7 @@ evaluate.py explains each at the function of its name."""
 SCENARIOS = ("GN0", "GN5", "GN10", "GN20", "IP2", "IP5", "IP10")
 BATCH = 32
 FOREGROUND = 25.5  # truth above 10 % of the range; air is trivially right, inflates correlations
-LEVELS = torch.arange(1, 20, dtype=torch.float64) / 20
+PROBABILITIES = torch.arange(1, 20, dtype=torch.float64) / 20
 
 
 # ---------------------------------------------------------------- Sec. 4.2: metrics
@@ -149,8 +149,7 @@ def translate(G, x, device):
 # ---------------------------------------------------------------- Sec. 4.3: Table 1
 
 def score(translation, truth, patients, device="cpu"):
-    """SSIM x 100 and PSNR: mean over images, as in Table 1, and mean and standard deviation over
-    the patients' means."""
+    """SSIM x 100 and PSNR: mean over images, and mean and deviation over the patients' means."""
     row = {}
     for name, metric, unit in (("ssim", ssim, 100), ("psnr", psnr, 1)):
         batches = zip(translation.split(BATCH), truth.split(BATCH))
@@ -355,11 +354,12 @@ def reliability(residual, alpha, beta):
     log loss = mean of -log density = (|r|/alpha)^beta + log(2 alpha/beta) + lgamma(1/beta)
     """
     u = probability(residual, alpha, beta)
-    observed = torch.stack([(u <= p).sum() for p in LEVELS]).double() / u.numel()
+    observed = torch.stack([(u <= p).sum() for p in PROBABILITIES]).double() / u.numel()
     ratio = residual.double() / alpha
     log_loss = ratio ** beta + (2 * alpha / beta).log() + torch.lgamma(1 / beta)
-    return {"nominal": LEVELS.tolist(), "observed": observed.tolist(),
-            "ece": float((observed - LEVELS).abs().mean()), "log_loss": float(log_loss.mean())}
+    return {"nominal": PROBABILITIES.tolist(), "observed": observed.tolist(),
+            "ece": float((observed - PROBABILITIES).abs().mean()),
+            "log_loss": float(log_loss.mean())}
 
 
 def best_factor(residual, alpha, beta):

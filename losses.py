@@ -20,7 +20,7 @@
     lambda      lam           number         weight of the patch loss                       Eq. 6
     a, b        a, b          [b,c_out,d,d]  P(G(x)), G(P(x)); patch residual epsilon = a-b Sec. 3.3
     sigma       scale         [b,c_out,d,d]  G^sigma(P(x)), of each residual pixel          Eq. 9
-    b           len(x)        number         images in the batch (b, epsilon: used twice)   Eq. 2
+    b           len(x)        number         images in the batch (paper: b, epsilon name two)  Eq. 2
     d           d             pixels         side of an image                               Sec. 3.1
 """
 import torch
@@ -111,8 +111,8 @@ def patch_laplace(a, b, scale):
     (9)  l_patch = d^-2 sum_j |G(P(x))_j - P(G(x))_j| / G^sigma(P(x))_j + log(2 G^sigma(P(x))_j)
 
     a = P(G(x)), b = G(P(x)), scale = G^sigma(P(x)) > 0, [b,c,d,d] -> scalar, can be negative.
-    Gradients reach a, b and scale alike. The released code has log(1 + 2 scale), damps ratios
-    above 2 and averages in the loss with P(G^sigma(x)). The best scale of one pixel:
+    Gradients reach a, b and scale alike. The released code has log(1 + 2 scale), damps ratios above
+    2, and averages this with the loss whose scale is P(G^sigma(x)). The best scale of one pixel:
 
         Laplace density of a residual r                   1/(2s) exp(-|r|/s)
         its negative logarithm is Eq. 9                   L(s) = |r|/s + log(2s)

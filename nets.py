@@ -3,20 +3,21 @@
     python nets.py [--size 256]    prints every layer with its output shape, parameters and FLOPs
 
                 x [b,c_in,d,d]                                        width   side
-    down 0      2 x conv3 ------------------------------- skip 0      16      d
-    down 1      max-pool, 2 x conv3 --------------------- skip 1      32      d/2
-    down 2      max-pool, 2 x conv3 --------------------- skip 2      64      d/4
-    down 3      max-pool, 2 x conv3 --------------------- skip 3      128     d/8
-    down 4      max-pool, 2 x conv3 --------------------- skip 4      256     d/16
-    down 5      max-pool, 2 x conv3                                   512     d/32
-    up 0..3     nearest up, conv3, join skip 4..1, 2 x conv3          256 ... 32, d/16 ... d/2
-    image_up    nearest up, conv3, join skip 0, 2 x conv3             16      d
+    down 0      2 x conv -------------------------------- skip 0      16      d
+    down 1      max-pool, 2 x conv ---------------------- skip 1      32      d/2
+    down 2      max-pool, 2 x conv ---------------------- skip 2      64      d/4
+    down 3      max-pool, 2 x conv ---------------------- skip 3      128     d/8
+    down 4      max-pool, 2 x conv ---------------------- skip 4      256     d/16
+    down 5      max-pool, 2 x conv                                    512     d/32
+    up 0..3     nearest up, conv, join skip 4..1, 2 x conv            256 ... 32, d/16 ... d/2
+    image_up    nearest up, conv, join skip 0, 2 x conv               16      d
     image_out   conv3, tanh                                           c_out   d       G^I(x)
     scale_up    as image_up, with its own weights                     16      d
     scale_out   conv3, softplus + floor                               c_out   d       G^sigma(x)
 
-Widths are chosen to meet the paper's parameter counts, 8.7 and 2.8 million; the released code
-builds 10.7 and 4.7 million. At a first reading, skip what stands below "Details".
+conv is conv3, the 3x3 convolution below, then instance norm and LeakyReLU. Widths are chosen to
+meet the paper's parameter counts, 8.7 and 2.8 million; the released code builds 10.7 and 4.7
+million. At a first reading, skip what stands below "Details".
 """
 import torch
 from torch import nn

@@ -27,9 +27,9 @@ def sample_phi(b, d, generator=None):
     rho ~ U[0.7,1],  size = floor(rho d),  j1, j2 uniform over 0 .. d - size, both ends included.
 
     b images of d x d pixels -> Phi of int64 [b], on the generator's device (the CPU without one).
-    The paper lets j1, j2 be real; a crop starts at a pixel, so whole numbers are drawn. size = d,
-    rho = 1, has probability 0; floor() may leave almost a pixel less than 0.7 d. The released code
-    never draws the last offset.
+    The paper says "randomly", and lets j1, j2 be real; the laws are ours, and a crop starts at a
+    pixel. size = d, rho = 1, has probability 0; floor() may leave almost a pixel less than 0.7 d.
+    The released code never draws the last offset.
     """
     device = generator.device if generator is not None else None
     # Three columns of U[0,1). In float64 no floor() below can round up past its range.
@@ -59,7 +59,7 @@ def cubic(t):
 def resampling_matrix(size, start, d, dtype):
     """The matrix that cuts pixels start .. start+size-1 out of d pixels and stretches them to d.
 
-    A[i,k] = cubic(u_i - (k - start)) for start <= k < start + size, else 0; each row sums to 1
+    A[i,start+k] = cubic(u_i - k) for 0 <= k < size, else 0; each row sums to 1
 
     with u_i = (i + 1/2) size/d - 1/2, the place of output pixel i in the crop (pixel centres lie at
     half numbers). size, start: int64 [b]; d: pixels -> [b,d,d] of dtype. Taps outside the crop are

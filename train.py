@@ -86,7 +86,7 @@ def read_settings():
     if args.resume:
         checkpoint = run.load_checkpoint(args.resume, check_settings)
         parser.set_defaults(**checkpoint["config"])
-    config = vars(parser.parse_args())
+    config = vars(parser.parse_args())  # again, by the defaults of --smoke or the checkpoint
     for flag in ("resume", "smoke", "dry_run"):
         del config[flag]
     if checkpoint:
@@ -175,7 +175,7 @@ def train(config, slices, folder, state, requests=()):
             y = draw(Y, b, streams["y"], device)                       #     [b,1,d,d] each
             phi = sample_phi(b, d, streams["phi"])                     # (2) a patch for each image
             eps = torch.rand(b, 1, 1, 1, generator=streams["eps"])     # (3) a number for each image
-            x, y, phi, eps = run.my_share(x, y, phi, eps.to(device))   # all, but for torchrun
+            x, y, phi, eps = run.my_share(x, y, phi, eps.to(device))   # all, without torchrun
             with run.bf16(config):
                 with torch.no_grad():
                     fake = G.image(x)                                  # (4) G(x), no gradient
@@ -209,7 +209,7 @@ def train(config, slices, folder, state, requests=()):
             run.log(folder, config, step, started, wasserstein=-risk_f, slope=slope, **terms)
             if run.is_due(step, n_updates, 10, stop):
                 picture = folder / "samples" / f"{step:06d}.png"
-                plot_samples(picture, G, slices, device, uncertainty and lam > 0)
+                plot_samples(picture, G, slices, device, baselines.trains_scale(config))
                 run.plot_curves([folder], folder / "curves.png")
             run.save(folder, config, step, started, state)
         if stop:
