@@ -422,19 +422,26 @@ def test_the_main_table_carries_what_is_said_of_it():
     falls = [statistics.mean(scores(runs[name]["1000"], "GN20", "psnr"))
              - statistics.mean(scores(runs[name]["1500"], "GN20", "psnr")) for name in ("uapi", "pi")]
     assert "by {:.1f} and {:.1f} dB".format(*falls) in text
-    moves = [statistics.mean(scores(runs[name]["1500"], "GN20", "ssim"))
-             - statistics.mean(scores(runs[name]["1000"], "GN20", "ssim")) for name in ("pi", "uapi")]
-    assert f"mean SSIM fell by {-moves[0]:.1f} points, while UAPI's rose by {moves[1]:.1f}." in text
-    far = set()
+    moves = [[late - early for early, late in zip(*(scores(runs[name][mark], "GN20", "ssim")
+                                                    for mark in ("1000", "1500")))] for name in ("uapi", "pi")]
+    assert [sum(move > 0 for move in three) for three in moves] == [2, 2]
+    assert min(moves[1]) == moves[1][1] and f"PI's seed 1 fell by {-moves[1][1]:.1f} points" in text
+    pairs = [[a - b for a, b in zip(scores(uapi, s, m), scores(pi, s, m))]
+             for s in SCENARIOS for m in ("ssim", "psnr")]
+    t = [statistics.mean(three) / statistics.stdev(three) * 3 ** 0.5 for three in pairs]
+    assert f"in {sum(abs(value) > 4.30 for value in t)} of the {len(t)} comparisons after 1,500" in text
+    far, compared = set(), 0
     for mark, (name, seed), metric, s in product(
             MARKS, (("uapi, float32", "3"), ("uapi, long", "4")), ("ssim", "psnr"), SCENARIOS):
         three = scores(runs["uapi"][mark], s, metric)
         distance = runs[name][mark][seed]["scenarios"][s][metric] - statistics.mean(three)
         assert s != "GN0" or abs(distance) < statistics.stdev(three), "within one standard deviation"
+        compared += 1
         if abs(distance) > 2 * statistics.stdev(three):
             far.add((mark, seed, metric, s, distance > 0))
     assert far == {(mark, "4", "psnr", s, True) for mark, s in (
         ("1000", "IP5"), ("1000", "IP10"), ("1500", "GN10"), ("1500", "GN20"))}
+    assert f"{len(far)} of their {compared} comparisons, where chance gives {BY_CHANCE * compared:.0f}" in text
     pearson = [uapi[seed]["pcc_image"] for seed in "012"]
     assert f"{min(pearson):.2f} to {max(pearson):.2f}" in section(README, "Results")
 
@@ -471,7 +478,7 @@ def test_the_maps_know_what_is_said_of_them():
     ugac, ours = last["ugac", "0"][1], [run for (name, _), (_, run) in last.items()
                                         if name in ("uapi", "uapi, float32", "uapi, long")]
     whole = [run["pcc_image"] for run in ours]
-    assert (f"UAPI with lam 10 has {min(whole):.2f} to {max(whole):.2f}, and ugac "
+    assert (f"UAPI with lam 10 has {min(whole):.2f} to {max(whole):.2f} after 1,500 updates, and ugac "
             f"{ugac['pcc_image']:.2f}") in text
     assert f"does better, at {last['uagc, float32', '0'][1]['pcc_image']:.2f}" in text
     pixels = [run["correlation"]["foreground"]["pearson_pixel"] for name in ("uapi", "uapi, float32", "uapi, long")
@@ -501,6 +508,9 @@ def test_the_compared_methods_carry_what_is_said_of_them():
         n = 28 * len(names)
         counted.append([mark, str(len(names)), str(n), str(len(stood_out)), f"{BY_CHANCE * n:.0f}"])
         without_noise[mark] = {(*row[:3], row[4]) for row in stood_out if row[3] == "GN0"}
+        if mark == "500":
+            three = sum(row[0] in ("cyclegan", "ugac", "gcgan, float32") for row in stood_out)
+            assert f"{three} of the {len(stood_out)} are of cyclegan, ugac, and gcgan in float32" in text
     assert {row[0] for row in stood_out if row[1:] == ("uapi", "psnr", "GN20", "above")} == {"cyclegan", "ugac"}
     assert table(text, "updates | runs | comparisons") == counted and round(100 * BY_CHANCE) == 23
     assert without_noise["500"] == {
@@ -514,7 +524,14 @@ def test_the_compared_methods_carry_what_is_said_of_them():
     gaps = [statistics.mean(run["scenarios"]["GN0"]["ssim"] for run in runs[other]["1500"].values()) - released[2]
             for other in ("pi", "uapi")]
     assert "in SSIM, {:.1f} and {:.1f} points below PI and UAPI".format(*gaps) in text
-    assert f"rises by {released[2] - released[1]:.1f} points from 1,000 updates on" in text
+    rises = [runs[name]["1500"]["0"]["scenarios"]["GN0"]["ssim"]
+             - runs[name]["1000"]["0"]["scenarios"]["GN0"]["ssim"] for name in names]
+    assert f"the six rose by {min(rises):.1f} to {max(rises):.1f} points" in text and len(rises) == 6
+    low = [(name, s) for name, other, metric, s, where in stood_out
+           if (other, metric, where) == ("uapi", "ssim", "below") and name in ("ugac", "cut") and s[:2] == "IP"]
+    gaps = [statistics.mean(run["scenarios"][s]["ssim"] for run in runs["uapi"]["1500"].values())
+            - runs[name]["1500"]["0"]["scenarios"][s]["ssim"] for name, s in low]
+    assert f"below UAPI, by {min(gaps):.1f} to {max(gaps):.1f} points" in text and len(low) == 6
     names.remove("released")
     late = [runs[name]["1500"]["0"]["scenarios"]["GN0"]["ssim"] for name in names]
     gaps = [statistics.mean(run["scenarios"]["GN0"]["ssim"] for run in runs[other]["1500"].values()) - ssim
@@ -529,6 +546,9 @@ def test_the_compared_methods_carry_what_is_said_of_them():
     assert [(s, m) for s in SCENARIOS for m in ("ssim", "psnr") if uagc[s][m] <= uapi[s][m]] == [("GN0", "ssim")]
     gaps = [uagc[s]["ssim"] - gcgan[s]["ssim"] for s in ("GN20", "IP2", "IP5", "IP10")]
     assert f"SSIM is {min(gaps):.1f} to {max(gaps):.1f} points above gcgan's" in text
+    gaps = [runs["cyclegan"]["1500"]["0"]["scenarios"][s]["ssim"] - runs["ugac"]["1500"]["0"]["scenarios"][s]["ssim"]
+            for s in ("GN20", "IP2", "IP5", "IP10")]
+    assert f"is {min(gaps):.1f} to {max(gaps):.1f} points below it there" in text
     early = {(name, seed): run["scenarios"]["GN0"]["ssim"] > copy["ssim"] for name in runs
              if ", lam" not in name for seed, run in runs[name]["500"].items()}
     assert not any(better for (_, seed), better in early.items() if seed == "0")
@@ -585,6 +605,9 @@ def test_the_longer_runs_are_those_stored():
     ssim = [scores("uapi, long", mark, "4", "ssim") for mark in ("1500", "2000", "3000", "4000")]
     rises = [late - early for early, late in zip(ssim, ssim[1:])]
     assert "in SSIM by {:.1f}, {:.1f} and {:.1f} points. So it still rises".format(*rises) in text
+    psnr = [scores("uapi, long", mark, "4", "psnr") for mark in ("500", "1000", "1500", "2000", "3000", "4000")]
+    falls = [early - late for early, late in zip(psnr, psnr[1:]) if late < early]
+    assert falls == [psnr[2] - psnr[3]] and f"fell once, by {falls[0]:.1f} dB until 2,000" in text
     lacks = [theirs[0] - scores("uapi, long", "4000", "4", m) for theirs, m in zip(PAPER["uapi"], ("ssim", "psnr"))]
     assert "lacks {:.1f} points and {:.1f} dB of the paper's 79.99/22.62".format(*lacks) in text
     noisy = [scores("uapi, long", mark, "4", "psnr", "GN20") for mark in ("2000", "3000", "4000")]
