@@ -640,6 +640,17 @@ def test_the_starts_are_those_stored():
         means = (f"{statistics.mean(score[m] for score in scores):.2f}" for m in ("ssim", "psnr"))
         expected.append([name, *map(cell, scores), "/".join(means)])
     assert table(text, "start | seed 0") == expected
+    gains = {name: {m: [runs[seed]["scenarios"]["GN0"][m] - uapi["500"][seed]["scenarios"]["GN0"][m] for seed in "012"]
+                    for m in ("ssim", "psnr")} for name, runs in stored_runs["starts"].items()}
+    above = [name for name, gain in gains.items() if min(gain["ssim"] + gain["psnr"]) > 0]
+    assert above == ["rates x3 first"]
+    fast = [gains["rates x3 first"][m] for m in ("ssim", "psnr")]
+    assert "by {:.1f} to {:.1f} SSIM points and {:.1f} to {:.1f} dB".format(
+        *(bound(gain) for gain in fast for bound in (min, max))) in text
+    for m in ("ssim", "psnr"):
+        later = statistics.mean(uapi["1000"][seed]["scenarios"]["GN0"][m] for seed in "012")
+        assert all(statistics.mean(runs[seed]["scenarios"]["GN0"][m] for seed in "012") < later
+                   for runs in stored_runs["starts"].values())
 
 
 def test_the_speed_is_the_stored_one():
