@@ -283,9 +283,10 @@ def test_the_first_commands_numbers_are_those_stored():
     assert rows(section(README, "Three minutes on a CPU")) == [
         [name, cell(row["GN0"]), cell(row["GN20"])]
         for name, row in (("smoke", smoke), ("copy of the input", copy))]
-    other = metrics["a CPU without AVX-512, uapi, lam 10, seed 0"]
-    assert [round(other[s]["ssim"] - smoke[s]["ssim"]) for s in ("GN0", "GN20")] == [5, 5]
-    assert "Another CPU gave five SSIM points more." in README
+    moved = [abs(scores[s]["ssim"] - smoke[s]["ssim"]) for name, scores in metrics.items()
+             if name.endswith("seed 0") for s in ("GN0", "GN20")]
+    assert len(moved) == 6 and round(max(moved)) == 5
+    assert "More cores, or another CPU, moved SSIM by up to five." in README
 
 
 def test_the_five_seeds_are_those_stored_and_carry_what_is_said_of_them():
@@ -293,7 +294,7 @@ def test_the_five_seeds_are_those_stored_and_carry_what_is_said_of_them():
     runs = stored_runs["runs"]
     with_lam, without, pi = (runs[name] for name in ("uapi, lam 10", "uapi, lam 0", "pi, lam 10"))
     text = section(RESULTS, "The first command over five seeds")
-    for cpu in ("another CPU", "a CPU without AVX-512"):
+    for cpu in ("another CPU", "a CPU without AVX-512", "two cores of the quickest CPU"):
         other = stored_runs[f"{cpu}, uapi, lam 10, seed 0"]
         assert "gave {} on GN0 and {} on GN20".format(*map(cell, other.values())) in text
 
