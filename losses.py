@@ -20,7 +20,7 @@
     lambda      lam           number         weight of the patch loss                       Eq. 6
     a, b        a, b          [b,c_out,d,d]  P(G(x)), G(P(x)); patch residual epsilon = a-b Sec. 3.3
     sigma       scale         [b,c_out,d,d]  G^sigma(P(x)), of each residual pixel          Eq. 9
-    b           len(x)        number         images in the batch (paper: b, epsilon name two)  Eq. 2
+    b           len(x)        number         images in the batch, not the image b of Eq. 9  Eq. 2
     d           d             pixels         side of an image                               Sec. 3.1
 """
 import torch
