@@ -339,6 +339,7 @@ def train(config, slices, folder, state, requests=()):
     parts = ("whole", "patches") if method == "released" else ("whole",)
 
     while step < n_updates:
+        run.decay_rates(config, step, opt_G, opt_f)
         # The critics: n_c updates of omega. theta stands still.
         n_c = config["critic_steps"] * (2 if method == "released" and step <= 150 else 1)
         for _ in range(n_c):

@@ -17,6 +17,7 @@ and all with --lam 0, train none: none is drawn or judged.
 """
 import csv
 import io
+import itertools
 import json
 import math
 import os
@@ -63,15 +64,14 @@ def psnr(a, b, data_range=255.0):
     return 10 * torch.log10(data_range ** 2 / (a - b).square().mean(dim=(1, 2, 3)))
 
 
-def ssim(a, b, data_range=255.0):
-    """Structural similarity of each image (Sec. 4.2, Wang et al. 2004).
+def ssim_windows(a, b, data_range=255.0):
+    """Structural similarity in every window (Sec. 4.2, Wang et al. 2004).
 
-    SSIM = mean over windows of  (2 mu_a mu_b + C1) (2 cov_ab + C2)
-                                 / ( (mu_a^2 + mu_b^2 + C1) (var_a + var_b + C2) ),
+    (2 mu_a mu_b + C1) (2 cov_ab + C2) / ( (mu_a^2 + mu_b^2 + C1) (var_a + var_b + C2) ),
     C1 = (0.01 data_range)^2, C2 = (0.03 data_range)^2
 
-    a, b [n,1,h,w] in [0,data_range], h, w >= 11 -> [n] in [-1,1]. Windows: Gaussian, 11x11, sigma
-    1.5, wholly inside the image. The released code lets 7x7x7 windows cross images.
+    a, b [n,1,h,w] in [0,data_range], h, w >= 11 -> that and mu_b, [n,1,h-10,w-10]. Windows:
+    Gaussian, 11x11, sigma 1.5, wholly inside the image.
     """
     t = torch.arange(-5, 6, dtype=a.dtype, device=a.device)
     window = torch.exp(-t ** 2 / (2 * 1.5 ** 2))
@@ -85,8 +85,57 @@ def ssim(a, b, data_range=255.0):
     var_a, var_b = mean(a * a) - mu_a ** 2, mean(b * b) - mu_b ** 2
     cov = mean(a * b) - mu_a * mu_b
     similarity = (2 * mu_a * mu_b + C1) * (2 * cov + C2)
-    similarity = similarity / ((mu_a ** 2 + mu_b ** 2 + C1) * (var_a + var_b + C2))
-    return similarity.mean(dim=(1, 2, 3))
+    return similarity / ((mu_a ** 2 + mu_b ** 2 + C1) * (var_a + var_b + C2)), mu_b
+
+
+def ssim(a, b, data_range=255.0):
+    """Structural similarity of each image (Sec. 4.2): the mean over its windows.
+
+    a, b [n,1,h,w] in [0,data_range] -> [n] in [-1,1]. The released code lets 7x7x7 windows cross
+    images.
+    """
+    return ssim_windows(a, b, data_range)[0].mean(dim=(1, 2, 3))
+
+
+def ssim_head(translation, truth):
+    """SSIM where there is something to see: the mean over the windows of all images in which the
+    truth's Gaussian mean is at least 6 grey levels. Air is one grey level in the truth and costs
+    every method alike. [n,1,h,w] in [0,255] -> one number, None where there is no such window."""
+    pairs = zip(translation.split(BATCH), truth.split(BATCH))
+    inside = [similarity[mean >= 6] for similarity, mean in itertools.starmap(ssim_windows, pairs)]
+    inside = torch.cat(inside).double()
+    return float(inside.mean()) if len(inside) else None
+
+
+def moved(images, down, right):
+    """[n,1,h,w] in [0,255] moved by a fraction of a pixel, same shape and range: a Fourier shift,
+    clamped, since interpolation would blur, and blur alone changes SSIM."""
+    rows, columns = (torch.fft.fftfreq(n, dtype=torch.float64) for n in images.shape[2:])
+    turn = torch.exp(-2j * torch.pi * (down * rows[:, None] + right * columns))
+    return torch.fft.ifft2(torch.fft.fft2(images.double()) * turn).real.clamp(0, 255)
+
+
+def displacement(translation, truth, rounds=5):
+    """How far the translations of a run lie from where they should: nothing in Eq. 5 holds them.
+
+    truth = c T + g . grad T + constant   in least squares over all images; T lies g/c off its place
+
+    T is the translation, moved back by what the rounds before have found. [n,1,h,w] in [0,255] ->
+    pixels down and to the right, and the translation moved back; None twice where T is constant.
+    """
+    off, T = torch.zeros(2, dtype=torch.float64), translation.double()
+    for _ in range(rounds):
+        gram, product = torch.zeros(4, 4, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
+        for part, goal in zip(T.split(BATCH), truth.double().split(BATCH)):
+            gradient = torch.gradient(part, dim=(2, 3))
+            columns = torch.stack([part, *gradient, torch.ones_like(part)]).flatten(1)
+            gram, product = gram + columns @ columns.T, product + columns @ goal.flatten()
+        c, *g, _ = torch.linalg.lstsq(gram, product, driver="gelsd").solution
+        off = off + torch.stack(g) / c
+        if not off.isfinite().all() or off.abs().max() > min(truth.shape[2:]):
+            return None, None
+        T = torch.cat([moved(part, *-off) for part in translation.split(BATCH)])
+    return off.tolist(), T.float()
 
 
 # ---------------------------------------------------------------- Sec. 4.2: test scenarios
@@ -472,6 +521,11 @@ def judge(runs, slices, out, device):
             row = metrics["runs"].setdefault(name, {"method": config["method"], "scenarios": {},
                                                     **without_map})
             row["scenarios"][scenario] = score(translation, truth, patients, device)
+            row["scenarios"][scenario]["ssim_head"] = 100 * ssim_head(translation, truth)
+            if scenario == "GN0":
+                off, back = displacement(translation, truth)
+                row["displacement"] = off and {"down": off[0], "right": off[1],
+                                               "ssim": 100 * float(ssim(back, truth).mean())}
             run.progress(done * len(runs) + k, len(SCENARIOS) * len(runs), "judging")
             if scenario == "GN0":
                 translations[name] = translation[shown]

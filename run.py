@@ -156,6 +156,18 @@ def bf16(config):
     return torch.autocast(kind, torch.bfloat16, enabled=config["bf16"])
 
 
+def decay_rates(config, step, opt_G, opt_f):
+    """Lets both learning rates fall linearly to 0 over the last part of a run; Sec. 3.4 has F = 0.
+
+    rate = its flag times min( 1, (N - step) / (F N) ),   F = --decay, N = --updates
+    """
+    N, F = config["updates"], config["decay"]
+    factor = min(1, (N - step) / (F * N)) if F > 0 else 1
+    for optimizer, rate in ((opt_G, config["lr_g"]), (opt_f, config["lr_c"])):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * factor
+
+
 def warn_of_slow_bf16(config):
     """Without AVX-512 torch has no quick layers in bfloat16: there an update took 24 times as long
     as in float32 (results/README.md)."""

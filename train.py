@@ -27,6 +27,7 @@ from patch_op import patch, sample_phi
 
 SMOKE = dict(data="phantom", size=64, width=8, critic_width=16, batch=4, critic_steps=4,
              lr_g=1e-3, lr_c=5e-4, updates=450, out="runs/smoke")
+YOUNG_FLAGS = {"decay": 0.0}  # older checkpoints lack them and were trained with these values
 
 
 # ---------------------------------------------------------------- settings
@@ -48,6 +49,8 @@ def make_parser():
     flag("--critic-steps", type=many, default=15, help="critic updates for each (Sec. 3.4: 15)")
     flag("--lr-g", type=rate, default=5e-5, help="learning rate of G (Sec. 3.4: 5e-5)")
     flag("--lr-c", type=rate, default=2e-5, help="learning rate of f (Sec. 3.4: 2e-5)")
+    flag("--decay", type=bounded(float, 0, 1), default=0.0, metavar="F",
+         help="both rates fall to 0 over the last part F of the updates (Sec. 3.4: 0)")
     flag("--width", type=bounded(int, 1, 256), default=16,
          help="width of G's first level (Sec. 3.4: 8.7 million parameters)")
     flag("--critic-width", type=bounded(int, 1, 512), default=32,
@@ -73,7 +76,8 @@ def check_settings(config):
     parser.error = refuse
     words = [f"--{flag.replace('_', '-')}" + ("" if value is True else f"={value}")
              for flag, value in config.items() if value is not None and value is not False]
-    if vars(parser.parse_args(words)) != config | dict(resume=None, smoke=False, dry_run=False):
+    given = YOUNG_FLAGS | config | dict(resume=None, smoke=False, dry_run=False)
+    if vars(parser.parse_args(words)) != given:
         refuse("other flags than this train.py's, or values of another type")
 
 
@@ -93,7 +97,8 @@ def read_settings():
         if args.smoke or args.dry_run or config["updates"] < checkpoint["step"]:
             run.fail("--resume stands alone, or with --device or with --updates of at least "
                      f"{checkpoint['step']}, where the run is now.")
-        other = [f"--{flag.replace('_', '-')}" for flag, value in checkpoint["config"].items()
+        other = [f"--{flag.replace('_', '-')}"
+                 for flag, value in (YOUNG_FLAGS | checkpoint["config"]).items()
                  if flag not in ("updates", "device") and config[flag] != value]
         if other:
             run.fail(f"--resume goes on with the run's own settings; leave out {', '.join(other)}, "
@@ -169,6 +174,7 @@ def train(config, slices, folder, state, requests=()):
     step, n_updates, started = state.step, config["updates"], run.started(state.seconds)
 
     while step < n_updates:
+        run.decay_rates(config, step, opt_G, opt_f)
         # The critic: n_c updates of omega. theta stands still.
         for _ in range(n_c):
             x = draw(X, b, streams["x"], device)                       # (1) unrelated batches,
