@@ -21,7 +21,6 @@ JSON = HERE / "experiment.json"
 CHOOSING = ("IXI017", "IXI300", "IXI537")
 SCENARIOS = ("GN0", "GN5", "GN10", "GN20", "IP2", "IP5", "IP10")
 METHODS = ("uapi", "pi", "cyclegan", "gcgan", "ugac", "uagc", "cut")
-# Table 1 of the paper, IXI: what its figure of PSNR and SSIM shows without and with noise.
 
 
 def read():
@@ -165,8 +164,8 @@ def main():
     elif command == "beyond":
         print(beyond(read(), *words) if lams(read(), *words) else "")
     elif command == "best":
-        if len(lams(read(), *words)) < 3:
-            sys.exit(1)
+        if len(lams(read(), *words)) < 3 or beyond(read(), *words):
+            sys.exit(1)  # the other process is still searching
         print(f"{best(read(), *words):g}")
     elif command == "large_lam":
         print(large_lam(*words))
