@@ -1,39 +1,37 @@
 """The compared methods (Sec. 4.2): what their critics compare, what their generators minimise.
 
-    python train.py --data ixi_slices/ --method cyclegan        or ugac, gcgan, uagc, cut, released
+    python train.py --data ixi_slices/ --method cyclegan        or ugac, gcgan, uagc, cut
 
     method     critics compare (real against fake)          the generator is asked for
     cyclegan   f: y, G(x);  g: x, H(y)                      H(G(x)) = x and G(H(y)) = y
     ugac       the same                                     the same, generalized Gaussian
     gcgan      f: y, G(x);  f_T: T(y), G(T(x))              G(T(x)) = T(G(x)), T the mirror image
     uagc       the same                                     the same, Laplace: Eq. 9 with T for P
-    cut        f: y, G(x)                                   places of x and G(x) that match
-    released   Eq. 5, 9 as the authors' public code has them: README, "Paper, released code, ours"
+    cut        f: y, G(x)                                   pixels of x and G(x) that match
 
 H: Y -> X is an inverse generator, g a critic on X, f_T one on mirrored images, F the heads of CUT.
 |.| is the mean over pixels and batch. pi asks for a small |G(P(x)) - P(G(x))|, gcgan for the same
 with T for P. So uagc, which the paper does not have, helps to tell the effect of patches from that
-of the likelihood, though its critics differ, too. But for released, every critic pays Eq. 2 and
-every generator Eq. 3. Critic, optimisers, number of updates and, but for ugac's third head, U-Net
-are the same for all, whatever the methods' own recipes. Only released moves its critic more often.
+of the likelihood, though its critics differ, too. Every critic pays Eq. 2 and every generator
+Eq. 3. Critic, optimisers, number of updates and, but for ugac's third head, U-Net are the same for
+all, whatever the methods' own recipes. gcGAN's code also has an identity term of weight 5, UGAC's
+identity terms and an adversarial weight of 0.05: ours have neither.
 """
 import torch
 from torch import nn
 
 import run
-from data import draw, plot_samples
-from losses import (critic_slope, patch_l1, patch_laplace, wasserstein_critic_loss,
-                    wasserstein_generator_loss)
+from data import draw
+from losses import patch_l1, patch_laplace, wasserstein_critic_loss, wasserstein_generator_loss
 from nets import Critic, UNet, Up, conv3, he_init
-from patch_op import Phi, patch, sample_phi
 
-METHODS = ("cyclegan", "ugac", "gcgan", "uagc", "cut", "released")
-LAM = {"cut": 1.0, "released": 0.5}  # our weights other than 10; gcGAN's authors have 20
+METHODS = ("cyclegan", "ugac", "gcgan", "uagc", "cut")
+LAM = {"cut": 1.0}  # our weights other than 10; gcGAN's authors have 20
 
 
 def trains_scale(config):
     """True where the scale head is trained: elsewhere its output must not be shown as a map."""
-    return config["method"] in ("uapi", "ugac", "uagc", "released") and config["lam"] > 0
+    return config["method"] in ("uapi", "ugac", "uagc") and config["lam"] > 0
 
 
 # ---------------------------------------------------------------- cycleGAN (Zhu et al., 2017)
@@ -145,22 +143,22 @@ def make_heads(width):
                          for c in (1, width, 2 * width, 4 * width, 8 * width))
 
 
-def draw_places(d, generator, most=256):
-    """Places without replacement for each of the five layers: list of int64 [min(256, all)]."""
+def draw_pixels(d, generator, most=256):
+    """Pixels without replacement for each of the five layers: list of int64 [min(256, all)]."""
     return [torch.randperm((d // k) ** 2, generator=generator)[:most] for k in (1, 1, 2, 4, 8)]
 
 
-def features(G, F, image, places):
-    """image [b,1,d,d] -> for each layer the chosen places as unit vectors, list of [b,S,256]."""
+def features(G, F, image, pixels):
+    """image [b,1,d,d] -> for each layer the given pixels as unit vectors, list of [b,S,256]."""
     vectors = []
-    for head, layer, place in zip(F, [image, *G.encode(image, stages=4)], places):
-        chosen = layer.flatten(2)[:, :, place.to(image.device)].transpose(1, 2)      # [b,S,c]
+    for head, layer, index in zip(F, [image, *G.encode(image, stages=4)], pixels):
+        chosen = layer.flatten(2)[:, :, index.to(image.device)].transpose(1, 2)      # [b,S,c]
         vectors.append(nn.functional.normalize(head(chosen).to(image.dtype), dim=2))
     return vectors
 
 
 def nce(q, k, tau=0.07):
-    """Contrastive loss: a place of the output must find its own among those of the same input.
+    """Contrastive loss: a pixel of the output must find its own among those of the same input.
 
     NCE = -1/(bS) sum_{n,s} log( exp(q_ns . k_ns / tau) / sum_t exp(q_ns . k_nt / tau) )
 
@@ -173,18 +171,18 @@ def nce(q, k, tau=0.07):
     return nn.functional.cross_entropy(similarity.flatten(0, 1), own)
 
 
-def cut_generator_loss(f, G, F, x, y, places, lam):
-    """Every place of the output must be recognised from its place in the input; y must stay y.
+def cut_generator_loss(f, G, F, x, y, pixels, lam):
+    """Every pixel of the output must be recognised from its own in the input; y must stay y.
 
     l_gen = -f(G(x)) + lam/2 ( NCE(x, G(x)) + NCE(y, G(y)) ),  keys from the input, detached
 
-    x, y [b,1,d,d]; F from make_heads; places, the same for query and key -> scalar, minimised over
+    x, y [b,1,d,d]; F from make_heads; pixels, the same for query and key -> scalar, minimised over
     G and F, and its terms. NCE is the mean over five layers. residual is |G(y) - y|.
     """
     def NCE(image, translation):
         with torch.no_grad():
-            keys = features(G, F, image, places)
-        return sum(map(nce, features(G, F, translation, places), keys)) / len(keys)
+            keys = features(G, F, image, pixels)
+        return sum(map(nce, features(G, F, translation, pixels), keys)) / len(keys)
 
     fake, same = G.image(x), G.image(y)
     adversarial = wasserstein_generator_loss(f, fake)
@@ -192,84 +190,6 @@ def cut_generator_loss(f, G, F, x, y, places, lam):
     terms = {"adversarial": adversarial, "consistency": contrast,
              "residual": (same - y).abs().mean()}
     return adversarial + lam * contrast, terms
-
-
-# ---------------------------------------------------------------- UAPI as released
-
-def released_critic_loss(f, y, fake, eps, p=10.0):
-    """The released critic's risk; it moves twice a turn, on whole images, then on patches.
-
-    l_cri = f(fake) - f(y) + p ((|| 25 grad f(y~) ||_2 - 1)_+)^2 + 5e-4 (f(y)^2 + f(fake)^2)
-
-    y, fake: y and G(x), or P(y) and G(P(x)), [b,1,d,d]; eps [b,1,1,1] -> scalar, the mean over the
-    batch. 25 f is the sum of the 5x5 map. The released drift term takes the mean of squares over
-    that map; f(y)^2 here is the square of its mean.
-    """
-    f_fake, f_y = f(torch.cat([fake, y])).chunk(2)
-    penalty = (25 * critic_slope(f, y, fake, eps) - 1).clamp(min=0).square().mean()
-    drift = (f_y.square() + f_fake.square()).mean()
-    return (f_fake - f_y).mean() + p * penalty + 5e-4 * drift
-
-
-def released_laplace(a, b, scale):
-    """The released Eq. 9: ratios above 2 are damped; log(1 + 2s) moves the best scale off |r|.
-
-    t = |b - a| / s;   mean of  ( t  if t <= 2 else 2 + log(t - 1) ) + log(1 + 2s)
-
-    a, b, scale > 0 [b,1,d,d] -> scalar >= 0. torch.where passes on a NaN of the branch not taken,
-    so the logarithm's argument is clamped.
-    """
-    t = (b - a).abs() / scale
-    damped = torch.where(t <= 2, t, 2 + (t.clamp(min=2) - 1).log())
-    return (damped + (1 + 2 * scale).log()).mean()
-
-
-def released_generator_loss(f, G, x, phi, lam):
-    """Eq. 6 as released: halves, G(P(x)) for P(G(x)) before the critic, both scales.
-
-    l_gen = -f(G(x))/2 - f(G(P(x)))/2 + lam ( l(a, b, G^sigma(P(x))) + l(a, b, P(G^sigma(x))) ) / 2
-
-    with a = P(G(x)) clipped to [-1,1], b = G(P(x)), l = released_laplace. x [b,1,d,d] in [-1,1];
-    phi: Phi of [b] -> scalar and its terms.
-    """
-    image, whole_scale = G(x)
-    b, scale = G(patch(x, phi))
-    a = patch(image, phi).clamp(-1, 1)
-    zoomed_scale = patch(whole_scale, phi).clamp(min=whole_scale.min().detach())  # no undershoot
-    adversarial = (wasserstein_generator_loss(f, image) + wasserstein_generator_loss(f, b)) / 2
-    l_patch = (released_laplace(a, b, scale) + released_laplace(a, b, zoomed_scale)) / 2
-    terms = {"adversarial": adversarial, "consistency": l_patch, "residual": (b - a).abs().mean(),
-             "scale_mean": scale.mean(), "scale_min": scale.min()}
-    return adversarial + lam * l_patch, terms
-
-
-def swap_with_pool(fakes, history, pool, generator, most=50):
-    """Each fake is handed over. Once its pool of 50 is full, with probability 1/2 an old one is
-    handed over instead, and the new one takes its place. fakes [b,1,d,d]; history[pool] keeps the
-    pool -> [b,1,d,d]."""
-    old = history.get(pool, fakes[:0])
-    room = most - len(old)
-    old, out = torch.cat([old, fakes[:room]]), fakes.clone()
-    for n in range(room, len(fakes)):
-        place = torch.randint(2 * most, (1,), generator=generator).item()
-        if place < most:
-            out[n], old[place] = old[place].clone(), fakes[n]
-    history[pool] = old
-    return out
-
-
-def released_draws(history, x, phi):
-    """What the released critic takes for fresh draws: the phi of the generator's last update for
-    all its updates until the next, and that update's x for the first of them."""
-    return history.pop("x", x), Phi(*history.setdefault("phi", torch.stack(phi)))
-
-
-@torch.no_grad()
-def released_pair(G, x, y, phi, part, history, generator):
-    """Real and fake batch of one step of the released critic; either part has its own pool."""
-    if part == "patches":
-        x, y = patch(x, phi), patch(y, phi)
-    return y, swap_with_pool(G.image(x), history, part, generator)
 
 
 # ---------------------------------------------------------------- the loop, a twin of train.py's
@@ -292,13 +212,12 @@ def build_networks(config):
     return theta, omega
 
 
-def critic_risk(method, theta, omega, x, y, phi, eps, p):
+def critic_risk(method, theta, omega, x, y, eps, p):
     """One critic update's risk, fakes detached.
 
     l_cri = sum of C over the method's triples (critic; real, fake),   C = Eq. 2
 
-    x, y [b,1,d,d] in [-1,1]; eps [b,1,1,1], the same for all critics -> scalar. phi is not used
-    here; a test puts Eq. 5 in this function's place.
+    x, y [b,1,d,d] in [-1,1]; eps [b,1,1,1], the same for all critics -> scalar.
     """
     G, f = theta["G"], omega["f"]
     with torch.no_grad():
@@ -310,7 +229,7 @@ def critic_risk(method, theta, omega, x, y, phi, eps, p):
     return sum(wasserstein_critic_loss(*triple, eps, p) for triple in triples)
 
 
-def generator_risk(method, theta, omega, x, y, phi, lam, generator):
+def generator_risk(method, theta, omega, x, y, lam, generator):
     """One generator update's risk of any method above -> scalar and its terms, detached."""
     G, f = theta["G"], omega["f"]
     if method == "cyclegan":
@@ -319,81 +238,55 @@ def generator_risk(method, theta, omega, x, y, phi, lam, generator):
         risk, terms = ugac_generator_loss(f, omega["g"], G, theta["H"], x, y, lam)
     elif method in ("gcgan", "uagc"):
         risk, terms = gcgan_generator_loss(f, omega["f_T"], G, x, lam, method == "uagc")
-    elif method == "cut":
-        places = draw_places(x.shape[-1], generator)
-        risk, terms = cut_generator_loss(f, G, theta["F"], x, y, places, lam)
     else:
-        risk, terms = released_generator_loss(f, G, x, phi, lam)
+        pixels = draw_pixels(x.shape[-1], generator)
+        risk, terms = cut_generator_loss(f, G, theta["F"], x, y, pixels, lam)
     return risk, {name: term.detach() for name, term in terms.items()}
 
 
-def train(config, slices, folder, state, requests=()):
-    """The loop of train.py with the risks above; arguments as there. released doubles n_c during
-    the first 151 generator updates, and its critic moves on whole images, then on patches."""
-    method, theta, omega, history = config["method"], state.theta, state.omega, state.history
-    G, f, opt_G, opt_f = theta["G"], omega["f"], state.opt_G, state.opt_f
-    b, d, p, lam = config["batch"], config["size"], config["p"], config["lam"]
-    device, streams = config["device"], state.streams
+def train(config, slices, state):
+    """The loop of train.py with the risks above; arguments and what it yields as there."""
+    method, theta, omega = config["method"], state.theta, state.omega
+    opt_G, opt_f = state.opt_G, state.opt_f
+    b, d, n_c = config["batch"], config["size"], config["critic_steps"]
+    p, lam, device, streams = config["p"], config["lam"], config["device"], state.streams
     X, Y = slices.on(device)
-    step, n_updates, started = state.step, config["updates"], run.started(state.seconds)
-    parts = ("whole", "patches") if method == "released" else ("whole",)
+    step, n_updates = state.step, config["updates"]
 
     while step < n_updates:
         run.decay_rates(config, step, opt_G, opt_f)
         # The critics: n_c updates of omega. theta stands still.
-        n_c = config["critic_steps"] * (2 if method == "released" and step <= 150 else 1)
         for _ in range(n_c):
             x, y = draw(X, b, streams["x"], device), draw(Y, b, streams["y"], device)
-            phi = sample_phi(b, d, streams["phi"])
-            if method == "released":
-                x, phi = released_draws(history, x, phi)
-            for part in parts:
-                eps = torch.rand(b, 1, 1, 1, generator=streams["eps"])
-                x, y, phi, eps = run.my_share(x, y, phi, eps.to(device))
-                with run.bf16(config):
-                    if method == "released":
-                        pair = released_pair(G, x, y, phi, part, history, streams["baselines"])
-                        risk_f = released_critic_loss(f, *pair, eps, p)
-                    else:
-                        risk_f = critic_risk(method, theta, omega, x, y, phi, eps, p)
-                opt_f.zero_grad()
-                risk_f.backward()
-                run.average_gradients(omega)
-                opt_f.step()
+            eps = torch.rand(b, 1, 1, 1, generator=streams["eps"])
+            x, y, eps = run.my_share(x, y, eps.to(device))
+            with run.bf16(config):
+                risk_f = critic_risk(method, theta, omega, x, y, eps, p)
+            opt_f.zero_grad()
+            risk_f.backward()
+            run.average_gradients(omega)
+            opt_f.step()
 
         # The generators: one update of theta. omega stands still.
         x, y = draw(X, b, streams["x"], device), draw(Y, b, streams["y"], device)
-        phi = sample_phi(b, d, streams["phi"])
-        x, y, phi = run.my_share(x, y, phi)
-        if method == "released":
-            history |= {"x": x, "phi": torch.stack(phi)}
+        x, y = run.my_share(x, y)
         omega.requires_grad_(False)
         with run.bf16(config):
-            risk_G, terms = generator_risk(method, theta, omega, x, y, phi, lam,
-                                           streams["baselines"])
+            risk_G, terms = generator_risk(method, theta, omega, x, y, lam, streams["baselines"])
         opt_G.zero_grad()
         risk_G.backward()
         run.average_gradients(theta)
         opt_G.step()
         omega.requires_grad_(True)
         step += 1
-        # ---- Nothing below this line changes a weight. ----
+        # Nothing below this line changes a weight.
+        yield step, risk_f, risk_G, terms, (x, y, eps)
 
-        run.progress(step, n_updates, "update")
-        run.stop_unless_finite(folder, step, critic=risk_f, generator=risk_G, **terms)
-        stop = run.stop_requested(requests)
-        if run.is_due(step, n_updates, 100, stop):
-            slope = critic_slope(f, y, G.image(x).detach(), eps).mean()
-            run.log(folder, config, step, started, wasserstein=-risk_f, slope=slope, **terms)
-            if run.is_due(step, n_updates, 10, stop):
-                picture = folder / "samples" / f"{step:06d}.png"
-                plot_samples(picture, G, slices, device, trains_scale(config))
-                run.plot_curves([folder], folder / "curves.png")
-            run.save(folder, config, step, started, state)
-        if stop:
-            run.stop(folder, step, stop)
+
+def main():
+    run.make_parser(__doc__).parse_args()
+    print(__doc__)
 
 
 if __name__ == "__main__":
-    run.make_parser(__doc__).parse_args()
-    print(__doc__)
+    run.start(main)

@@ -10,7 +10,7 @@ DATA is one of these, slices being .png, .jpg, .tif or .npy:
     CycleGAN's layout   trainA/*  trainB/*   testA/NAME.*  testB/NAME.*
     an .h5 file         input, target, evaluation_input, evaluation_target:
                         uint8 [n,h,w]; names in input_names, ...: strings [n]
-    phantom             built-in heads, made here from a seed
+    phantom             built-in heads, made by phantoms.py from a seed
 
 A name begins with its patient, up to the first underscore: IXI022_026_t1.jpg.
 Evaluation without targets has no pairs: it can be translated, not scored.
@@ -29,13 +29,14 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from PIL import Image
+from PIL import Image, ImageOps
 
-from patch_op import Phi, patch
-from run import (bounded, fail, make_folder, make_parser, memory_may_run_out, progress,
-                 replace_file)
+from phantoms import phantoms
+from run import (bounded, fail, make_folder, make_parser, memory_may_run_out, printable,
+                 progress, replace_file, start)
 
 SETS = ("input", "target", "evaluation_input", "evaluation_target")
+SET_FOLDERS = ("input", "target", "evaluation", "trainA", "trainB", "testA", "testB")
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy")
 
 
@@ -47,7 +48,6 @@ class Slices(NamedTuple):
     evaluation_input: np.ndarray
     evaluation_target: np.ndarray    # empty where there are no pairs
     names: dict                      # set -> list of n names
-    noise: np.ndarray | None = None  # phantoms: Laplace scale of evaluation_target's noise [n,d,d]
 
     def on(self, device):
         """input and target as torch uint8 [n,1,d,d], on the device where each fills at most half
@@ -79,7 +79,7 @@ def to_grey_levels(values, path):
     """Numbers [h,w] -> uint8 [h,w]. 8-bit stays as it is; all else is scaled, this image's smallest
     value to 0, its largest to 255, a constant one to 0. ValueError: not one finite grey image."""
     is_image = values.ndim == 2 and values.dtype.kind in "uifb"
-    # A single pixel is no image, and fit() would make a huge square of a long strip.
+    # A single pixel is no image, and to_square() would make a huge square of a long strip.
     if not is_image or min(values.shape) < 2 or max(values.shape) > 8192:
         raise ValueError(f"{path}: wants one grey image of numbers, sides of 2 to 8192, "
                          f"got {values.dtype} {values.shape}")
@@ -95,6 +95,31 @@ def to_grey_levels(values, path):
     return np.rint(values).astype(np.uint8)
 
 
+def read_picture(file):
+    """An open PNG, JPEG or TIFF -> numbers [h,w], turned upright, colour made grey. ValueError for
+    what Pillow would read, but wrongly."""
+    with Image.open(file, formats=("PNG", "JPEG", "TIFF")) as picture:
+        frames, mode = getattr(picture, "n_frames", 1), picture.mode
+        if frames > 1 or mode == "CMYK" or picture.has_transparency_data:
+            raise ValueError(f"{frames} frames, {mode}; wants one, grey or RGB, no transparency")
+        if mode == "RGB" and any(";16" in str(tile[3]) for tile in picture.tile):
+            raise ValueError("colour of 16 bits, of which 8 would be lost; wants it grey, or 8-bit")
+        tags = getattr(picture, "tag_v2", {})  # of a TIFF: bits, kind of number, meaning of 0
+        bits, kind, white_is_zero = tags.get(258), tags.get(339), tags.get(262) == 0
+        if bits == (8,) and kind == (2,):
+            raise ValueError("8-bit numbers with signs; wants them without, or as .npy")
+        picture = ImageOps.exif_transpose(picture)
+        if mode in ("RGB", "P", "YCbCr"):
+            say_once("pictures in colour are turned to grey (ITU-R 601): "
+                     "networks and metrics have one channel")
+        if mode in ("RGB", "P", "YCbCr", "1"):
+            return np.asarray(picture.convert("L"))
+        values = np.asarray(picture)
+    if bits == (32,) and values.dtype == np.int32 and kind in (None, (1,)):
+        values = values.view(np.uint32)
+    return -values.astype(float) if white_is_zero and mode != "L" else values  # Pillow turns L
+
+
 def read_grey(path):
     """A picture file -> uint8 [h,w]: colour to grey (ITU-R 601), 16-bit and float scaled per image
     to [0,255]. ValueError, one sentence: unreadable, animated, with transparency, or not grey."""
@@ -108,22 +133,15 @@ def read_grey(path):
                 # Mapped, not loaded: its header may claim any size.
                 values = np.lib.format.open_memmap(path, mode="r")
             else:
-                with Image.open(path, formats=("PNG", "JPEG", "TIFF")) as picture:
-                    frames, mode = getattr(picture, "n_frames", 1), picture.mode
-                    if frames > 1 or mode == "CMYK" or picture.has_transparency_data:
-                        raise ValueError(f"{frames} frames, {mode}; wants one, grey or RGB, "
-                                         "without transparency")
-                    if mode in ("RGB", "P", "YCbCr"):
-                        say_once("pictures in colour are turned to grey (ITU-R 601): "
-                                 "networks and metrics have one channel")
-                        picture = picture.convert("L")
-                    values = np.asarray(picture.convert("L") if mode == "1" else picture)
+                with open(path, "rb") as file:  # by its path, Pillow maps a TIFF without turning it
+                    values = read_picture(file)
     except Exception as error:  # Pillow and numpy raise some ten kinds
-        raise ValueError(f"{path}: cannot be read as an image ({error})") from None
+        hint = "; .npy takes numbers of any type" if "cannot identify" in str(error) else ""
+        raise ValueError(f"{path}: cannot be read as an image ({error}){hint}") from None
     return to_grey_levels(values, path)
 
 
-def fit(grey, size):
+def to_square(grey, size):
     """uint8 [h,w] -> uint8 [size,size]: padded to a square with its own minimum, then resized by
     Pillow's box filter when it shrinks (each pixel the mean of those it covers), else bicubic."""
     (h, w), side = grey.shape, max(grey.shape)
@@ -139,19 +157,24 @@ def fit(grey, size):
 def save_figure(path, figure, caption):
     """Writes a figure whole or not at all, below it a caption of any length."""
     figure.supxlabel(textwrap.fill(caption, int(15 * figure.get_figwidth())), fontsize=9)
-    replace_file(path, lambda place: figure.savefig(place, dpi=150, format="png"))
+    replace_file(path, lambda new: figure.savefig(new, dpi=150, format="png"))
 
 
-def picture_grid(path, columns, maps=0, caption="", square=None):
-    """Writes columns {title: pictures in grey levels}. The last `maps` columns are drawn in colour,
-    from 0 to one white level for all. square: (numbers of columns, first pixel, side)."""
-    rows = [[np.asarray(cell).squeeze() for cell in row] for row in zip(*columns.values())]
+def picture_grid(path, columns, maps=0, caption="", square=None, labels=()):
+    """Writes columns (title, pictures in grey levels). The last `maps` columns are drawn in colour,
+    from 0 to one white level for all. square: (numbers of columns, first pixel, side); labels: one
+    for each row."""
+    titles, pictures = zip(*columns)
+    rows = [[np.asarray(cell).squeeze() for cell in row] for row in zip(*pictures)]
     width, height = 1.3 * len(columns) + (0.8 if maps else 0), 1.3 * len(rows) + 0.7
     figure = Figure(figsize=(width, height), layout="constrained")
     axes, grey = figure.subplots(len(rows), len(columns), squeeze=False), len(columns) - maps
     white = np.quantile([row[grey:] for row in rows], .98) if maps else 0
+    for row_axes, words in zip(axes, labels):
+        row_axes[0].text(-.08, .5, words, transform=row_axes[0].transAxes, rotation=90, fontsize=8,
+                         ha="right", va="center", multialignment="center")
     for row, row_axes in zip(rows, axes):
-        for k, (cell, title, ax) in enumerate(zip(row, columns, row_axes)):
+        for k, (cell, title, ax) in enumerate(zip(row, titles, row_axes)):
             style = ("gray", 255) if k < grey else ("inferno", white)
             shown = ax.imshow(cell, cmap=style[0], vmin=0, vmax=style[1])
             ax.set_title(title if row is rows[0] else "", fontsize=10)
@@ -165,36 +188,9 @@ def picture_grid(path, columns, maps=0, caption="", square=None):
     save_figure(path, figure, caption)
 
 
-def six_of(n):
-    """The numbers of six images out of n, evenly spread."""
+def six_indices(n):
+    """Six indices out of n, evenly spread."""
     return np.linspace(0, n - 1, 6).round().astype(int)
-
-
-@torch.no_grad()
-def plot_samples(path, G, slices, device, with_scale):
-    """The row that Eq. 6 and 9 are about, for three fixed slices, of evaluation if there are any.
-    The scale is the patch's. ugac's alpha, beta are none of patches: never drawn here."""
-    inputs = slices.evaluation_input if len(slices.evaluation_input) else slices.input
-    chosen, d = [len(inputs) * k // 6 for k in (1, 3, 5)], inputs.shape[-1]
-    x = to_unit(torch.from_numpy(inputs[chosen]).unsqueeze(1)).to(device)
-    size, first = int(0.7 * d), (d - int(0.7 * d)) // 2  # the middle
-    phi = Phi(*(torch.full((3,), value) for value in (size, first, first)))
-    (image, *_), (b, scale, *beta) = G(x), G(patch(x, phi))
-    a = patch(image, phi)
-    columns = {"input\n$x$": x, "patch\n$P(x)$": patch(x, phi), "translation\n$G(x)$": image,
-               "its patch\n$a = P(G(x))$": a, "patch, translated\n$b = G(P(x))$": b}
-    columns = {title: 127.5 * (values.cpu() + 1) for title, values in columns.items()}
-    if len(slices.evaluation_target):
-        columns["truth\n(never seen)"] = slices.evaluation_target[chosen]
-    columns["patch residual\n$|a - b|$"] = 127.5 * (a - b).abs().cpu()
-    caption = ("Patch invariance (Eq. 6): a, the orange square cut out after the translation, and "
-               "b, cut out before it, should be alike.")
-    with_scale = with_scale and not beta
-    if with_scale:
-        columns["scale\n$G^\\sigma(P(x))$"] = 127.5 * scale.cpu()
-        caption += " The scale (Eq. 9) is to say, from the patch alone, where they are not."
-    make_folder(path.parent)
-    picture_grid(path, columns, 1 + with_scale, caption, ((0, 2), first, size))
 
 
 # ---------------------------------------------------------------- a data set
@@ -204,7 +200,7 @@ def load(data, size, sets=SETS):
     what is there. Ends in one sentence where there is nothing to train on or to judge by."""
     path = Path(data)
     if str(data) == "phantom":
-        slices = phantoms(size)
+        slices = phantom_slices(size)
     elif not os.path.isfile(path) and not os.path.isdir(path):
         fail(f"{path}: no such folder or file; give --data a folder of slices, an .h5 file, or the "
              "word phantom.")
@@ -213,10 +209,22 @@ def load(data, size, sets=SETS):
         images, names = read(path, size, sets)
         for which in [s for s in sets if s in ("input", "target")] or ["evaluation_input"]:
             if not images[which]:
-                fail(f"{path}: no readable image for {which}; wants {wanted(path, which)}")
+                fail(f"{path}: no readable image for {which}; "
+                     f"wants {expected_layout(path, which)}")
         slices = gather(images, names, size)
-    describe(os.fsencode(path).decode(errors="backslashreplace"), slices, sets)
+    describe(printable(path), slices, sets)
     return slices
+
+
+def phantom_slices(size, subjects=40, slices=6, seed=0):
+    """Built-in data: subjects people in input, as many others in target, a fifth as many others in
+    evaluation -> Slices at size x size."""
+    total = 2 * subjects + max(1, subjects // 5)
+    t1, t2 = phantoms(total, size, slices, seed)
+    names = [f"phantom{subject:03d}_{k:02d}" for subject in range(total) for k in range(slices)]
+    one, other = subjects * slices, 2 * subjects * slices
+    names = dict(zip(SETS, (names[:one], names[one:other], names[other:], names[other:])))
+    return Slices(t1[:one], t2[one:other], t1[other:], t2[other:], names)
 
 
 def gather(images, names, size):
@@ -226,23 +234,34 @@ def gather(images, names, size):
     return Slices(*arrays, {s: names.get(s, []) for s in SETS})
 
 
-def wanted(path, which):
-    """What a place must hold inside and what it does hold: half of an error's sentence."""
+def list_folder(folder):
+    """The paths in a folder, sorted: the order of files on the disk numbers no slices."""
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        fail(f"{folder}: cannot be read ({error.strerror}); ask its owner, or give another folder.")
+
+
+def expected_layout(path, which):
+    """For error messages: the layout needed, and what was found."""
     layouts, hint = "input/ and target/, or trainA/ and trainB/", ""
     if which == "evaluation_input":
         layouts = "evaluation/NAME_input.png and NAME_target.png, or testA/ and testB/"
-        hint = "; a plain folder of pictures: evaluate.py --image"
-    there = sorted(p.name for p in path.glob("*")) if os.path.isdir(path) else [f"no {which}"]
+        hint = "; a plain folder of pictures: translate.py"
+    there = [f"no {which}"]
+    if os.path.isdir(path):
+        there = [printable(inside.name) for inside in list_folder(path)]
     more = f" and {len(there) - 6} more" if len(there) > 6 else ""
     return (f"{layouts}, inside; found: {', '.join(there[:6]) or 'nothing'}{more} "
             f"(files end in {', '.join(ENDINGS)}{hint})")
 
 
 def images_in(folder):
-    """{name without ending: path}, sorted: the order of files on the disk numbers no slices."""
-    paths = sorted(folder.glob("[!.]*"))
-    pictures = {path.stem: path for path in paths
-                if path.suffix.lower() in ENDINGS and path.name.isprintable()}
+    """{name without ending: path}, sorted."""
+    paths = list_folder(folder)
+    pictures = {path.stem: path for path in paths if path.suffix.lower() in ENDINGS}
     if others := [path.name for path in paths if pictures.get(path.stem) != path]:
         print(f"{folder}: {len(others)} left out, {others[0]!r} first; see ENDINGS in data.py, "
               "one file a name", file=sys.stderr)
@@ -252,7 +271,8 @@ def images_in(folder):
 def find_images(root):
     """A folder in either layout -> list of (name, {set: path}), a pair in one entry. What has no
     partner is left out, named and counted, where others have one."""
-    cyclegan, odd = os.path.isdir(root / "trainA") or os.path.isdir(root / "testA"), []
+    inside, odd = {path.name for path in list_folder(root) if os.path.isdir(path)}, []
+    cyclegan = bool({"trainA", "testA"} & inside)
     if cyclegan:
         one, other, inputs, targets = (images_in(root / name)
                                        for name in ("trainA", "trainB", "testA", "testB"))
@@ -290,7 +310,8 @@ def read_folder(root, size, sets):
     for done, (name, paths) in enumerate(entries, 1):
         progress(done, len(entries), "reading")
         try:
-            for which, picture in [(s, fit(read_grey(path), size)) for s, path in paths.items()]:
+            for which, picture in [(s, to_square(read_grey(path), size))
+                                   for s, path in paths.items()]:
                 images[which].append(picture)
                 names[which].append(name)
         except ValueError as error:
@@ -307,14 +328,15 @@ def read_h5(path, size, sets):
                 v = file[key] if isinstance(file.get(key, getlink=True), h5py.HardLink) else None
                 if not isinstance(v, h5py.Dataset) or v.ndim != ndim or v.external or v.is_virtual:
                     raise ValueError(f"{key} is missing, has not {ndim} dimensions, or leads to "
-                                     "another place or file")
+                                     "another key or file")
                 if v.nbytes > 1032 * os.path.getsize(path):  # the most that gzip can save
                     raise ValueError(f"{key} claims {v.nbytes} bytes, more than this file can hold")
-            images = {s: [fit(to_grey_levels(image, s), size) for image in file[s]] for s in sets}
+            images = {s: [to_square(to_grey_levels(image, s), size) for image in file[s]]
+                      for s in sets}
             names = {s: list(file[f"{s}_names"].asstr("utf-8")[:]) for s in sets}
     except Exception as error:  # h5py raises some ten kinds
         fail(f"{path}: is not an .h5 of slices as the top of data.py describes it ({error}); "
-             "to translate a picture give it to evaluate.py --image.")
+             "to translate a picture give it to translate.py.")
     inputs, targets = len(images["evaluation_input"]), len(images["evaluation_target"])
     if any(len(images[s]) != len(names[s]) for s in sets) or 0 < targets != inputs:
         fail(f"{path}: images and names, or the halves of the evaluation pairs, differ in number.")
@@ -330,7 +352,7 @@ def write_h5(path, slices):
             file.create_dataset(s, data=images, compression="gzip", chunks=(1, *images.shape[1:]),
                                 maxshape=(None, *images.shape[1:]))  # for a set without images
             file.create_dataset(f"{s}_names", data=slices.names[s], dtype=h5py.string_dtype())
-    replace_file(path, lambda place: place.write_bytes(packed.getbuffer()))
+    replace_file(path, lambda new: new.write_bytes(packed.getbuffer()))
 
 
 def describe(data, slices, sets):
@@ -345,8 +367,8 @@ def describe(data, slices, sets):
         print(line)
     for one, other in ((SETS[0], SETS[1]), (SETS[0], SETS[2]), (SETS[1], SETS[2])):
         if both := sorted(people[one] & people[other]):
-            print(f"warning: {len(both)} patients stand in both {one} and {other}, {both[0]} among "
-                  "them; a file's name up to its first underscore is taken for the patient",
+            print(f"warning: {len(both)} patients stand in both {one} and {other}, "
+                  f"{printable(both[0])} among them; a file's name up to its first underscore is taken for the patient",
                   file=sys.stderr)
 
 
@@ -364,87 +386,6 @@ def draw(images, b, generator, device):
     return to_unit(images[index.to(images.device)].to(device))
 
 
-# ---------------------------------------------------------------- phantoms
-
-#             air  scalp skull  CSF  grey  white     (grey levels / 255)
-T1 = np.array([.02, .88, .10, .28, .50, .74])
-T2 = np.array([.02, .75, .07, .92, .60, .38])
-NOISE = np.array([.003, .02, .008, .06, .03, .012])  # Laplace scale of the target's noise
-
-
-def smooth_field(rng, cells, side):
-    """A random field [side,side] that varies over side/cells pixels, zero mean, unit deviation.
-    The draws do not depend on side, so that one subject looks the same at every size."""
-    grid = Image.fromarray(rng.standard_normal((cells + 3, cells + 3)).astype(np.float32))
-    box = 1, 1, cells + 2, cells + 2
-    field = np.asarray(grid.resize((side, side), Image.Resampling.BICUBIC, box=box))
-    return (field - field.mean()) / field.std()
-
-
-def head(z, side, fields):
-    """Tissues [side,side] of an axial slice at height z in [0,1], numbered as the columns above."""
-    bend_y, bend_x, folds_a, folds_b, (tilt, long, wide, ventricle) = fields
-    v, u = (np.mgrid[:side, :side] + .5) / side * 2 - 1
-    v, u = v + .018 * bend_y, u + .018 * bend_x
-    v, u = v * np.cos(tilt) - u * np.sin(tilt), v * np.sin(tilt) + u * np.cos(tilt)
-    shrink = 1 - .22 * z ** 2
-    radius = np.hypot(v / (long * shrink), u / (wide * shrink) * (1 + .10 * v))
-    folds = np.abs(np.cos(2 * z) * folds_a + np.sin(2 * z) * folds_b)  # small along the sulci
-    depth = np.clip((radius - .38) / .42, 0, 1)  # 0 deep inside, 1 at the cortex
-    label = np.zeros((side, side), np.int64)
-    for tissue, edge in ((1, 1.00), (2, .89), (3, .79), (5, .74)):
-        label[radius < edge] = tissue
-    label[(radius < .74) & ((folds < .80 * depth) | (radius > .68))] = 4
-    label[(radius < .74) & (folds < .15 * depth)] = 3
-    label[(np.abs(u) < .012) & (radius < .74) & (np.abs(v) > .30)] = 3  # between the hemispheres
-    w = np.abs(u)  # mirror images: left and right
-    label[np.hypot((v + .02) / .17, (w - .17) / .085) < 1.1 - .8 * z] = 4  # thalami
-    label[np.hypot((v + .27) / .12, (w - .16) / .05) < 1.2 - .9 * z] = 4   # caudate heads
-    horn = v + .02  # the ventricles: two bows, wider at both ends
-    bow = ventricle * (1.1 - z) * np.sqrt(np.clip(1 - (horn / .3) ** 2, 0, 1))
-    label[np.abs(w - .05 - 1.1 * horn ** 2) < bow] = 3
-    return label
-
-
-def phantom_subject(subject, size, slices, seed):
-    """One subject's slices: T1, T2 in grey levels, and the Laplace scale of T2's noise, depending
-    on the tissue; each [slices,size,size]. T1 has Gaussian noise of 1 % of the range; each has its
-    own smooth bias field. Drawn at twice the size, so that pixels at a border hold both tissues."""
-    rng = np.random.default_rng([seed, subject])
-    side = 2 * size
-    fields = [smooth_field(rng, cells, side) for cells in (4, 4, 17, 17)]  # bends, then folds
-    shape = rng.normal(0, .06), rng.uniform(.82, .92), rng.uniform(.66, .76), rng.uniform(.03, .065)
-    contrasts = [contrast * rng.normal(1, .03, 6) for contrast in (T1, T2)]
-    bias = [1 + .06 * smooth_field(rng, 2, size) for _ in range(2)]
-    out = np.zeros((3, slices, size, size))
-    for k, z in enumerate(np.linspace(.05, .75, slices) + rng.uniform(-.04, .04)):
-        label = head(np.clip(z, 0, 1), side, (*fields, shape))
-        quarters = [label[i::2, j::2] for i in (0, 1) for j in (0, 1)]
-        t1, t2, scale = (255 * np.mean([table[quarter] for quarter in quarters], axis=0)
-                         for table in (*contrasts, NOISE))
-        t1 = t1 * bias[0] + rng.normal(0, 2.55, t1.shape)
-        out[:, k] = t1, t2 * bias[1] + rng.laplace(0, scale), scale
-    return out
-
-
-def phantoms(size, subjects=40, slices=6, seed=0):
-    """Built-in data: random heads with skull, CSF, folded grey and white matter, and ventricles.
-    subjects people in input, as many others in target, a fifth as many others in evaluation ->
-    Slices at size x size. The same size and seed always give the same arrays."""
-    total = 2 * subjects + max(1, subjects // 5)
-    people = []
-    for subject in range(total):
-        people.append(phantom_subject(subject, size, slices, seed))
-        progress(subject + 1, total, "drawing phantom")
-    t1, t2, scale = np.concatenate(people, axis=1)
-    t1, t2 = (np.rint(image.clip(0, 255)).astype(np.uint8) for image in (t1, t2))
-    names = [f"phantom{subject:03d}_{k:02d}" for subject in range(total) for k in range(slices)]
-    one, other = subjects * slices, 2 * subjects * slices
-    names = dict(zip(SETS, (names[:one], names[one:other], names[other:], names[other:])))
-    scale = scale[other:].astype(np.float32)
-    return Slices(t1[:one], t2[one:other], t1[other:], t2[other:], names, scale)
-
-
 @memory_may_run_out("choose a smaller --size, or fewer slices")
 def main():
     parser = make_parser(__doc__)
@@ -458,10 +399,10 @@ def main():
         make_folder(Path(args.h5).parent)
         write_h5(args.h5, slices)
         print(f"wrote {args.h5}")
-    picture_grid("data.png", {s: images[six_of(len(images))]
-                              for s, images in zip(SETS, slices) if len(images)})
+    picture_grid("data.png", [(s, images[six_indices(len(images))])
+                              for s, images in zip(SETS, slices) if len(images)])
     print("wrote data.png")
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

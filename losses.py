@@ -167,9 +167,10 @@ def main():
     ax.axvline(1 / 127.5, color="gray", linestyle=":", label="floor of the scale: one grey level")
     ax.set(xlabel="scale", ylabel="Eq. 9", ylim=(-5, 8), title="The best scale is |residual|")
     ax.legend(fontsize=8)
-    run.replace_file("losses.png", lambda place: figure.savefig(place, dpi=120, format="png"))
+    run.replace_file("losses.png", lambda new: figure.savefig(new, dpi=120, format="png"))
     print("wrote losses.png")
 
 
 if __name__ == "__main__":
-    main()
+    import run
+    run.start(main)

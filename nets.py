@@ -198,4 +198,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    import run
+    run.start(main)

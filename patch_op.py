@@ -28,7 +28,7 @@ def sample_phi(b, d, generator=None):
 
     b images of d x d pixels -> Phi of int64 [b], on the generator's device (the CPU without one).
     The paper says "randomly", and lets j1, j2 be real; the laws are ours, and a crop starts at a
-    pixel. size = d, rho = 1, has probability 0; floor() may leave almost a pixel less than 0.7 d.
+    pixel. rho = 1 is never drawn. floor() can make the smallest square one pixel smaller.
     The released code never draws the last offset.
     """
     device = generator.device if generator is not None else None
@@ -100,14 +100,15 @@ def main():
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
     import run
-    from data import fit, phantoms, read_grey
+    from data import read_grey, to_square
+    from phantoms import phantoms
 
     parser = run.make_parser(__doc__)
     parser.add_argument("image", nargs="?", help="PNG, JPEG, TIFF or .npy; without it a phantom")
     args = parser.parse_args()
     d = 256
     try:
-        picture = fit(read_grey(args.image), d) if args.image else phantoms(d, subjects=1).input[0]
+        picture = to_square(read_grey(args.image), d) if args.image else phantoms(1, d)[0][0]
     except ValueError as error:
         run.fail(str(error))
     x = torch.from_numpy(picture).float()[None, None].expand(3, 1, d, d)
@@ -125,9 +126,10 @@ def main():
             h, w = image.shape
             ax.imshow(image.numpy(), cmap="gray", vmin=0, vmax=255, extent=(0, w, h, 0))
             ax.set(title=title, xlim=(0, d), ylim=(d, 0), xticks=[], yticks=[])
-    run.replace_file("patch_op.png", lambda place: figure.savefig(place, dpi=80, format="png"))
+    run.replace_file("patch_op.png", lambda new: figure.savefig(new, dpi=80, format="png"))
     print("wrote patch_op.png")
 
 
 if __name__ == "__main__":
-    main()
+    import run
+    run.start(main)

@@ -2,8 +2,8 @@
 
     python run.py RUN [RUN ...]    says where runs stand and draws their curves: curves.png
 
-It is used as `import run`: whatever names `run.` in a loop is machinery. Above "Nothing below", the
-rest is the paper and plain PyTorch. At a first reading, skip this file.
+It is used as `import run`: whatever names `run.` in a loop is machinery, and the rest is the paper
+and plain PyTorch. At a first reading, skip this file.
 """
 import argparse
 import ctypes
@@ -25,8 +25,8 @@ from torch import distributed
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 CHECKPOINTS = ("checkpoint.pt", "checkpoint_before.pt")
-CONTENTS = {"config": dict, "step": int, "seconds": float, "history": dict, "networks": dict,
-            "opt_G": dict, "opt_f": dict, "streams": dict}
+CONTENTS = {"config": dict, "step": int, "seconds": float, "networks": dict, "opt_G": dict,
+            "opt_f": dict, "streams": dict}
 
 
 # ---------------------------------------------------------------- one sentence, whole files
@@ -35,6 +35,36 @@ def fail(sentence):
     """Ends the program over what its user can mend: one sentence, exit code 2, no traceback."""
     print(f"error: {' '.join(sentence.split()).rstrip('.')}.", file=sys.stderr)
     raise SystemExit(2)
+
+
+def start(main):
+    """Runs a program. Names that the output cannot show are escaped; Ctrl-C ends it with 130, and a
+    reader that has gone (| head) with 141."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        main()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        raise SystemExit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing left to flush to
+        raise SystemExit(141)
+
+
+def printable(name):
+    """A name as it can be printed and drawn: what no font has is escaped, as are bytes that are no
+    text, which Python keeps as lone surrogates."""
+    def escape(c):
+        byte = ord(c) - 0xDC00
+        return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else c.encode("unicode_escape").decode()
+    return "".join(c if c.isprintable() else escape(c) for c in str(name))
+
+
+def label(name):
+    """A name for matplotlib, to which $ means mathematics, and a first _ means no legend."""
+    name = printable(name).replace("$", r"\$")
+    return f" {name}" if name.startswith("_") else name
 
 
 def make_parser(description, **options):
@@ -67,29 +97,45 @@ def make_folder(path):
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        fail(f"{path}: cannot be made into a folder ({error.strerror}); choose another place.")
+        fail(f"{path}: cannot be made into a folder ({error.strerror}); choose another one.")
 
 
 def replace_file(path, write):
-    """Writes a file whole or not at all: write(place) fills PATH.tmp, which takes PATH's place."""
-    place = Path(f"{path}.tmp")
+    """Writes a file whole or not at all: write(new) fills PATH.tmp, which is then renamed."""
+    new = Path(f"{path}.tmp")
     try:
         if os.path.exists(path) and not os.path.isfile(path):
             raise OSError("it is a folder or a device")
-        write(place)
-        os.replace(place, path)
+        write(new)
+        os.replace(new, path)
     except (OSError, RuntimeError) as error:  # torch.save meets a full disk with a RuntimeError
         reason = getattr(error, "strerror", None) or error
-        fail(f"{path}: cannot be written ({reason}); make room or choose another place.")
+        fail(f"{path}: cannot be written ({reason}); make room or choose another folder.")
     finally:
-        if os.path.isfile(place):
-            place.unlink()
+        if os.path.isfile(new):
+            new.unlink()
+
+
+def lock(path):
+    """Opens a file that just one process can hold -> the open file, None where another holds it.
+    The lock ends with the process, also when it is killed."""
+    file = open(path, "a")
+    try:
+        if os.name == "nt":
+            import msvcrt
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return file.close()
+    return file
 
 
 def progress(done, total, what):
     """Keeps one line up to date on a terminal; silent where the output goes to a file."""
     if sys.stderr.isatty() and is_first():
-        end = "\n" if done == total else "\r"  # what is printed next takes the line's place
+        end = "\n" if done == total else "\r"  # "\r": what is printed next overwrites it
         print(f"{what} {done}/{total}", end=end, file=sys.stderr, flush=True)
 
 
@@ -188,22 +234,22 @@ def reuse_freed_memory():
 
 # ---------------------------------------------------------------- log and curves
 
-def is_due(step, n_updates, times, stop=0):
-    """True, in the process that writes, at updates 1, 10, 100, at the last, at a stop, and about so
-    many times in between, evenly."""
+def is_due(step, n_updates, times, signal=0):
+    """True, in the process that writes, at updates 1, 10, 100, at the last, after a signal, and
+    about so many times in between, evenly."""
     evenly = step * times // n_updates > (step - 1) * times // n_updates
-    return is_first() and (step in (1, 10, 100) or evenly or stop > 0)
+    return is_first() and (step in (1, 10, 100) or evenly or signal > 0)
 
 
-def started(seconds):
+def clock_start(seconds):
     """The moment at which a run that has taken so many seconds would have begun without a stop."""
     return time.perf_counter() - seconds
 
 
-def log(folder, config, step, started, **values):
+def log(folder, config, step, clock_start, **values):
     """Prints one line and appends the same to log.jsonl; under torchrun of the first process's
     share of the batch. A scale that nothing trains is null."""
-    seconds, n_updates = time.perf_counter() - started, config["updates"]
+    seconds, n_updates = time.perf_counter() - clock_start, config["updates"]
     images = step * (config["critic_steps"] + 1) * config["batch"] / seconds
     row = {"step": step, "seconds": round(seconds, 2), "images_per_second": round(images, 1),
            "scale_mean": None, "scale_min": None}
@@ -233,7 +279,7 @@ def plot_curves(folders, path):
     axes["slope"].axhspan(0.9, 1.5, color="green", alpha=.1, label="healthy in the end")
     axes["residual"].axhline(1 / 127.5, color="gray", linestyle="-.", label="floor of the scale")
     for k, folder in enumerate(folders):
-        rows, name = read_log(folder), folder.resolve().name
+        rows, name = read_log(folder), label(folder.resolve().name)
         steps = [row["step"] for row in rows]
         later += [row["wasserstein"] for row in rows if row["step"] > steps[-1] / 10]
         for panel, ax in axes.items():
@@ -248,32 +294,36 @@ def plot_curves(folders, path):
     for ax in axes.values():
         ax.set_xlabel("generator updates")
         ax.legend(fontsize=8)
-    replace_file(path, lambda place: figure.savefig(place, dpi=80, format="png"))
+    replace_file(path, lambda new: figure.savefig(new, dpi=80, format="png"))
 
 
 # ---------------------------------------------------------------- checkpoints
 
-def save(folder, config, step, started, state):
+def save(folder, config, step, clock_start, state):
     """Writes checkpoint.pt whole or not at all and keeps the one before; tensors and plain types
     only. Weights beyond all use are not saved: no run could go on from them."""
     networks = {**state.theta, **state.omega}
     for name, network in networks.items():
         if not all(w.abs().max() < 1e6 for w in network.parameters()):  # NaN is below nothing
-            fail_astray(folder, f"update {step}: the weights of {name} are above 1e6 or not finite")
-    checkpoint = {"config": config, "step": step, "seconds": time.perf_counter() - started,
+            fail_diverged(folder, f"update {step}: the weights of {name} are above 1e6 or not finite")
+    checkpoint = {"config": config, "step": step, "seconds": time.perf_counter() - clock_start,
                   "networks": {name: network.state_dict() for name, network in networks.items()},
                   "opt_G": state.opt_G.state_dict(), "opt_f": state.opt_f.state_dict(),
-                  "streams": {name: stream.get_state() for name, stream in state.streams.items()},
-                  "history": state.history}
+                  "streams": {name: stream.get_state() for name, stream in state.streams.items()}}
 
-    def write(place):
-        torch.save(checkpoint, place)
+    def write(new):
+        write_checkpoint(checkpoint, new)
         if (folder / "checkpoint.pt").exists():
             os.replace(folder / "checkpoint.pt", folder / "checkpoint_before.pt")
     replace_file(folder / "checkpoint.pt", write)
 
 
-def load_checkpoint(folder, check_settings=lambda config: None, device="cpu"):
+def write_checkpoint(checkpoint, path):
+    with open(path, "wb") as file:  # torch.save itself opens no path that is not UTF-8
+        torch.save(checkpoint, file)
+
+
+def load_checkpoint(folder, check_settings=lambda config: None):
     """FOLDER/checkpoint.pt, see save(), or the one before it where that is damaged or missing.
     weights_only: a stranger's file cannot run code; check_settings raises ValueError."""
     faults = []
@@ -282,7 +332,8 @@ def load_checkpoint(folder, check_settings=lambda config: None, device="cpu"):
             with zipfile.ZipFile(path) as archive:  # torch.load reads no checksum
                 if any(e.external_attr & 16 for e in archive.infolist()) or archive.testzip():
                     raise ValueError("checksums do not agree")
-            checkpoint = torch.load(path, map_location=device, weights_only=True)
+            with open(path, "rb") as file:
+                checkpoint = torch.load(file, map_location="cpu", weights_only=True)
             if any(type(checkpoint[name]) is not kind for name, kind in CONTENTS.items()):
                 raise ValueError("contents are of another type")
             check_settings(checkpoint["config"])
@@ -315,7 +366,6 @@ def load_states(parts, states):
 def begin(folder, config, checkpoint):
     """Makes a run's folder ready: drops log lines after the checkpoint, or cut short, which will
     be written again, and puts the checkpoint in its place, where a damaged one may stand."""
-    make_folder(folder)
     if not is_first():
         return
     log_file, last = folder / "log.jsonl", checkpoint["step"] if checkpoint else 0
@@ -326,40 +376,61 @@ def begin(folder, config, checkpoint):
         fail(f"{log_file}: was not written by train.py, or is damaged; move it away, or choose "
              "another --out.")
     text = json.dumps(config, indent=2) + "\n"
-    replace_file(folder / "config.json", lambda place: place.write_text(text))
+    replace_file(folder / "config.json", lambda new: new.write_text(text))
     if log_file.exists():
-        replace_file(log_file, lambda place: place.write_text("".join(lines)))
+        replace_file(log_file, lambda new: new.write_text("".join(lines)))
     if checkpoint:
-        replace_file(folder / "checkpoint.pt", lambda place: torch.save(checkpoint, place))
+        replace_file(folder / "checkpoint.pt", lambda new: write_checkpoint(checkpoint, new))
 
 
 @contextmanager
-def stop_requests():
+def claim_folder(folder):
+    """Makes a run's folder; inside, no other training can write there. The claim is a lock on
+    FOLDER/.claim, so that it ends with its process. The file stays."""
+    make_folder(folder)
+    claim = None
+    if is_first():
+        try:
+            claim = lock(folder / ".claim")
+        except OSError as error:
+            fail(f"{folder}: cannot be written ({error.strerror}); choose another --out.")
+        if not claim:
+            fail(f"{folder}: another training writes there now; wait for its end, or choose "
+                 "another --out.")
+    try:
+        yield
+    finally:
+        if claim:
+            claim.close()
+
+
+@contextmanager
+def catching_signals():
     """Inside, SIGINT and SIGTERM are noted in the list it gives, so that the update in hand can be
     finished and saved; the same signal once more ends the program at once."""
-    requests = []
+    caught = []
 
     def note(number, _):
-        requests.append(number)
+        caught.append(number)
         signal.signal(number, signal.SIG_DFL)
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield requests
+        yield caught
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def stop_requested(requests):
+def signal_received(caught):
     """The signal that has asked any process to stop, 0 for none: all stop after one update."""
-    number = torch.tensor(max(requests, default=0))
+    number = torch.tensor(max(caught, default=0))
     if distributed.is_initialized():
         number = number.to("cuda" if distributed.get_backend() == "nccl" else "cpu")
         distributed.all_reduce(number, distributed.ReduceOp.MAX)
     return int(number)
 
 
-def stop(folder, step, number):
+def end_after_signal(folder, step, number):
     if is_first():
         print(f"stopped after update {step}; go on with: python train.py --resume {folder}",
               file=sys.stderr)
@@ -367,16 +438,16 @@ def stop(folder, step, number):
     raise SystemExit(128 + number)
 
 
-def stop_unless_finite(folder, step, **risks):
+def fail_unless_finite(folder, step, **risks):
     """Ends the run where a risk is NaN or infinite. Looking waits for the device, so it is done
     once per generator update: a critic's NaN stays a NaN."""
     broken = [name for name, risk in risks.items() if not torch.isfinite(risk)]
     if broken:
-        fail_astray(folder, f"update {step}: {', '.join(broken)} is not finite")
+        fail_diverged(folder, f"update {step}: {', '.join(broken)} is not finite")
 
 
-def fail_astray(folder, what):
-    """Last words of a run that no further update can mend."""
+def fail_diverged(folder, what):
+    """Ends a run whose losses or weights diverged; says which saved state is left."""
     saved = "no checkpoint was written yet"
     if (folder / "checkpoint.pt").exists():
         saved = (f"{folder}/checkpoint.pt holds the last saved state, and --init {folder} starts a "
@@ -396,12 +467,12 @@ def memory_may_run_out(advice):
         raise
 
 
-def last_words(error, folder):
+def explain_failure(error, folder):
     """A full disk and a lack of memory are the user's to mend; everything else is a bug of ours."""
-    exists = (folder / "checkpoint.pt").exists()
+    exists = os.path.exists(folder / "checkpoint.pt")  # False, not an error, where it is forbidden
     state = "holds the last saved state" if exists else "was not written yet"
     saved = f"{folder}/checkpoint.pt {state}"
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
         where, reason = error.filename or folder, error.strerror or error
         fail(f"{where}: cannot be written ({reason}); {saved}; make room and go on.")
     with memory_may_run_out(f"choose a smaller --batch, --size or --width; {saved}"):
@@ -440,4 +511,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

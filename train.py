@@ -20,10 +20,10 @@ from torch import distributed, nn
 
 import baselines
 import run
-from data import draw, plot_samples, load
+from data import draw, load, picture_grid, to_unit
 from losses import critic_loss, critic_slope, generator_loss
 from nets import Critic, UNet, check_size
-from patch_op import patch, sample_phi
+from patch_op import Phi, patch, sample_phi
 
 SMOKE = dict(data="phantom", size=64, width=8, critic_width=16, batch=4, critic_steps=4,
              lr_g=1e-3, lr_c=5e-4, updates=450, out="runs/smoke")
@@ -40,7 +40,7 @@ def make_parser():
     flag("--method", choices=("uapi", "pi") + baselines.METHODS, default="uapi",
          help="uapi, the default: Eq. 9; pi: Eq. 6; the others: Sec. 4.2, baselines.py")
     flag("--lam", type=weight, help="weight of the patch or consistency loss (Eq. 6; Sec. 3.4: by "
-                                    "grid search), default 10; cut: 1; released: 0.5")
+                                    "grid search), default 10; cut: 1")
     flag("--p", type=weight, default=10.0, help="weight of the gradient penalty (Sec. 3.4: 10)")
     flag("--size", type=bounded(int, 1, 4096, check_size), default=256,
          help="side d of the images (Sec. 4.1: 256)")
@@ -62,9 +62,9 @@ def make_parser():
     flag("--device", help="cuda, cpu or mps; default: cuda where there is one, else cpu")
     flag("--out", help="folder of the run; default: runs/DATA_METHOD_lamLAM_seedSEED")
     flag("--init", metavar="RUN", help="start a new run from this run's networks")
-    flag("--resume", metavar="RUN", help="go on with this run; takes --updates and --device only")
+    flag("--resume", metavar="RUN",
+         help="go on with this run; takes --updates, --device and --data only")
     flag("--smoke", action="store_true", help="small settings for a first look on a CPU")
-    flag("--dry-run", action="store_true", help="print settings and shapes of one pass, then stop")
     return parser
 
 
@@ -76,13 +76,13 @@ def check_settings(config):
     parser.error = refuse
     words = [f"--{flag.replace('_', '-')}" + ("" if value is True else f"={value}")
              for flag, value in config.items() if value is not None and value is not False]
-    given = YOUNG_FLAGS | config | dict(resume=None, smoke=False, dry_run=False)
+    given = YOUNG_FLAGS | config | dict(resume=None, smoke=False)
     if vars(parser.parse_args(words)) != given:
         refuse("other flags than this train.py's, or values of another type")
 
 
 def read_settings():
-    """The command line -> every flag by its name, the checkpoint that --resume names, --dry-run."""
+    """The command line -> every flag by its name, and the checkpoint that --resume names."""
     parser, checkpoint = make_parser(), None
     args = parser.parse_args()
     if args.smoke:
@@ -91,15 +91,15 @@ def read_settings():
         checkpoint = run.load_checkpoint(args.resume, check_settings)
         parser.set_defaults(**checkpoint["config"])
     config = vars(parser.parse_args())  # again, by the defaults of --smoke or the checkpoint
-    for flag in ("resume", "smoke", "dry_run"):
+    for flag in ("resume", "smoke"):
         del config[flag]
     if checkpoint:
-        if args.smoke or args.dry_run or config["updates"] < checkpoint["step"]:
-            run.fail("--resume stands alone, or with --device or with --updates of at least "
-                     f"{checkpoint['step']}, where the run is now.")
+        if args.smoke or config["updates"] < checkpoint["step"]:
+            run.fail("--resume stands alone, or with --device, with --data where data were moved, "
+                     f"or with --updates of at least {checkpoint['step']}, where the run is now.")
         other = [f"--{flag.replace('_', '-')}"
                  for flag, value in (YOUNG_FLAGS | checkpoint["config"]).items()
-                 if flag not in ("updates", "device") and config[flag] != value]
+                 if flag not in ("updates", "device", "data") and config[flag] != value]
         if other:
             run.fail(f"--resume goes on with the run's own settings; leave out {', '.join(other)}, "
                      "or start a new run from its networks with --init.")
@@ -112,8 +112,18 @@ def read_settings():
         config["lam"] = baselines.LAM.get(config["method"], 10.0)
     if not config["out"]:
         settings = "{method}_lam{lam:g}_seed{seed}".format(**config)
-        config["out"] = f"runs/{Path(config['data']).stem}_{settings}"
-    return config, checkpoint, args.dry_run
+        data = Path(config["data"]).resolve()  # of "." and "..", too
+        name = data.stem if data.is_file() else data.name  # only files have endings
+        config["out"] = f"runs/{name}_{settings}"
+    return config, checkpoint
+
+
+def fail_over_another_run(folder, checkpoint):
+    """A new run must not take the place of another; two data sets can share a default name."""
+    if not checkpoint and any(os.path.exists(folder / name) for name in run.CHECKPOINTS):
+        data = run.load_checkpoint(folder)["config"].get("data")
+        run.fail(f"{folder}: already holds a run, on {data}; go on with it by --resume {folder}, "
+                 "or choose another --out.")
 
 
 # ---------------------------------------------------------------- networks and optimisers
@@ -125,7 +135,6 @@ class State(NamedTuple):
     opt_G: torch.optim.Optimizer  # moves theta
     opt_f: torch.optim.Optimizer  # moves omega
     streams: dict                 # a torch.Generator each for x, y, phi, eps and for baselines.py
-    history: dict                 # what the method "released" remembers, else empty
     step: int = 0                 # generator updates done
     seconds: float = 0.0          # and the time they took
 
@@ -144,34 +153,33 @@ def build(config):
     # Seeds 8 s + 1, ...: no stream shares its seed with the weights, or with another run's stream.
     streams = {name: torch.Generator().manual_seed(8 * config["seed"] + k)
                for k, name in enumerate(("x", "y", "phi", "eps", "baselines"), 1)}
-    return State(theta, omega, opt_G, opt_f, streams, history={})
+    return State(theta, omega, opt_G, opt_f, streams)
 
 
-def resumed(state, checkpoint, device):
+def resumed(state, checkpoint):
     """The state as a checkpoint left it."""
     run.load_states({**state.theta, **state.omega}, checkpoint["networks"])
     run.load_states({"opt_G": state.opt_G, "opt_f": state.opt_f}, checkpoint)
     run.load_states(state.streams, checkpoint["streams"])
-    history = {name: value.to(device) for name, value in checkpoint["history"].items()}
-    return state._replace(history=history, step=checkpoint["step"], seconds=checkpoint["seconds"])
+    return state._replace(step=checkpoint["step"], seconds=checkpoint["seconds"])
 
 
 # ---------------------------------------------------------------- the loop
 
-def train(config, slices, folder, state, requests=()):
-    """Trains G and f in turn on two piles of slices (Sec. 3.4); moves the state's weights.
+def train(config, slices, state):
+    """Trains G and f in turn on two piles of slices (Sec. 3.4), which moves the state's weights:
+    a generator, which yields after every update what follow() looks at.
 
-    config: every flag by its name; slices: data.Slices; folder: of the run; requests: a list that
-    fills when the run is to stop. What begins with run. is machinery: skip it. Where the paper is
-    silent: batches are drawn with replacement. The released code trains f 30 times
-    per update at first and reuses G's batch.
+    config: every flag by its name; slices: data.Slices. What begins with run. is machinery: skip
+    it. Where the paper is silent: batches are drawn with replacement. The released code trains f 30
+    times per update at first and reuses G's batch.
     """
     G, f, opt_G, opt_f = state.theta["G"], state.omega["f"], state.opt_G, state.opt_f
     b, d, n_c = config["batch"], config["size"], config["critic_steps"]
     p, lam, uncertainty = config["p"], config["lam"], config["method"] == "uapi"
     device, streams = config["device"], state.streams
     X, Y = slices.on(device)
-    step, n_updates, started = state.step, config["updates"], run.started(state.seconds)
+    step, n_updates = state.step, config["updates"]
 
     while step < n_updates:
         run.decay_rates(config, step, opt_G, opt_f)
@@ -204,82 +212,106 @@ def train(config, slices, folder, state, requests=()):
         opt_G.step()                                                   # (10) moves theta
         f.requires_grad_(True)
         step += 1
-        # ---- Nothing below this line changes a weight. ----
+        # Nothing below this line changes a weight.
+        yield step, risk_f, risk_G, terms, (x, y, eps)
 
-        run.progress(step, n_updates, "update")
-        run.stop_unless_finite(folder, step, critic=risk_f, generator=risk_G, **terms)
-        stop = run.stop_requested(requests)
-        if run.is_due(step, n_updates, 100, stop):
-            # between G(x), this update's, and the y and eps of the critic's last
-            slope = critic_slope(f, y, G.image(x).detach(), eps).mean()
-            run.log(folder, config, step, started, wasserstein=-risk_f, slope=slope, **terms)
-            if run.is_due(step, n_updates, 10, stop):
-                picture = folder / "samples" / f"{step:06d}.png"
-                plot_samples(picture, G, slices, device, baselines.trains_scale(config))
-                run.plot_curves([folder], folder / "curves.png")
-            run.save(folder, config, step, started, state)
-        if stop:
-            run.stop(folder, step, stop)
+
+# ---------------------------------------------------------------- what follows an update
+
+def follow(updates, config, slices, folder, state):
+    """Runs a loop, train() or its twin in baselines.py: says how far it is, logs, draws, saves, and
+    ends it where a number is not finite or a signal asks for it."""
+    G, f, n_updates = state.theta["G"], state.omega["f"], config["updates"]
+    clock_start = run.clock_start(state.seconds)
+    with run.catching_signals() as caught:
+        for step, risk_f, risk_G, terms, (x, y, eps) in updates:
+            run.progress(step, n_updates, "update")
+            run.fail_unless_finite(folder, step, critic=risk_f, generator=risk_G, **terms)
+            signal = run.signal_received(caught)
+            if run.is_due(step, n_updates, 100, signal):
+                # between G(x), this update's, and the y and eps of the critic's last
+                slope = critic_slope(f, y, G.image(x).detach(), eps).mean()
+                run.log(folder, config, step, clock_start, wasserstein=-risk_f, slope=slope,
+                        **terms)
+                if run.is_due(step, n_updates, 10, signal):
+                    plot_samples(folder / "samples" / f"{step:06d}.png", G, slices,
+                                 config["device"], baselines.trains_scale(config))
+                    run.plot_curves([folder], folder / "curves.png")
+                run.save(folder, config, step, clock_start, state)
+            if signal:
+                run.end_after_signal(folder, step, signal)
+
+
+@torch.no_grad()
+def plot_samples(path, G, slices, device, with_scale):
+    """The row that Eq. 6 and 9 are about, for three fixed slices, of evaluation if there are any.
+    The scale is the patch's. ugac's alpha, beta are none of patches: never drawn here."""
+    inputs = slices.evaluation_input if len(slices.evaluation_input) else slices.input
+    chosen, d = [len(inputs) * k // 6 for k in (1, 3, 5)], inputs.shape[-1]
+    x = to_unit(torch.from_numpy(inputs[chosen]).unsqueeze(1)).to(device)
+    size, first = int(0.7 * d), (d - int(0.7 * d)) // 2  # the middle
+    phi = Phi(*(torch.full((3,), value) for value in (size, first, first)))
+    (image, *_), (b, scale, *beta) = G(x), G(patch(x, phi))
+    a = patch(image, phi)
+    columns = {"input\n$x$": x, "patch\n$P(x)$": patch(x, phi), "translation\n$G(x)$": image,
+               "its patch\n$a = P(G(x))$": a, "patch, translated\n$b = G(P(x))$": b}
+    columns = {title: 127.5 * (values.cpu() + 1) for title, values in columns.items()}
+    if len(slices.evaluation_target):
+        columns["truth\n(never seen)"] = slices.evaluation_target[chosen]
+    columns["patch residual\n$|a - b|$"] = 127.5 * (a - b).abs().cpu()
+    caption = ("Patch invariance (Eq. 6): a, the orange square cut out after the translation, and "
+               "b, cut out before it, should be alike.")
+    with_scale = with_scale and not beta
+    if with_scale:
+        columns["scale\n$G^\\sigma(P(x))$"] = 127.5 * scale.cpu()
+        caption += " The scale (Eq. 9) is to say, from the patch alone, where they are not."
+    run.make_folder(path.parent)
+    picture_grid(path, columns.items(), 1 + with_scale, caption, ((0, 2), first, size))
 
 
 # ---------------------------------------------------------------- the program
 
-@torch.no_grad()
-def dry_run(config, slices, state):
-    X, _ = slices.on(config["device"])
-    x = draw(X, config["batch"], state.streams["x"], config["device"])
-    phi = sample_phi(config["batch"], config["size"], state.streams["phi"])
-    image, scale, *_ = state.theta["G"](x)
-    score = state.omega["f"](image)
-    for name, value in {"x": x, "phi.size": phi.size, "P(x)": patch(x, phi), "G^I(x)": image,
-                        "G^sigma(x)": scale, "f(G^I(x))": score}.items():
-        print(f"  {name:<12}{str(list(value.shape)):<20}{value.min():>10.3f} .. {value.max():.3f}")
+def prepared_state(config, checkpoint):
+    """The state to go on from: new, from the networks of --init, or as the checkpoint left it."""
+    state = build(config)
+    if checkpoint:
+        return resumed(state, checkpoint)
+    if config["init"]:
+        networks = run.load_checkpoint(config["init"], check_settings)["networks"]
+        run.load_states({**state.theta, **state.omega}, networks)
+        if networks.keys() != {*state.theta, *state.omega}:  # cyclegan's would fit uapi's
+            run.fail(f"--init {config['init']}: its method trains {', '.join(networks)}, not what "
+                     f"--method {config['method']} trains; give a run of like networks.")
+    return state
 
 
 def main():
-    config, checkpoint, dry = read_settings()
+    config, checkpoint = read_settings()
     folder = Path(config["out"])
-    old = any(os.path.exists(folder / name) for name in run.CHECKPOINTS)
-    if old and not checkpoint and not dry:
-        run.fail(f"{folder}: already holds a run; go on with --resume {folder}, or choose another "
-                 "--out.")
+    fail_over_another_run(folder, checkpoint)  # before the slices are read, and once more after
     run.reuse_freed_memory()
     run.join_processes(config["device"])
-    if distributed.is_initialized() and (config["batch"] % distributed.get_world_size()
-                                         or config["method"] == "released"):
-        run.fail("torchrun wants a --batch that its processes can share evenly, and just one "
-                 "process for --method released.")
+    if distributed.is_initialized() and config["batch"] % distributed.get_world_size():
+        run.fail("torchrun wants a --batch that its processes can share evenly.")
     for flag, value in config.items():
         print(f"  {flag:<14}{value}")
     run.warn_of_slow_bf16(config)
     try:
         slices = load(config["data"], config["size"])
-        state = build(config)
-        if checkpoint:
-            state = resumed(state, checkpoint, config["device"])
-        elif config["init"]:
-            networks = run.load_checkpoint(config["init"], check_settings)["networks"]
-            run.load_states({**state.theta, **state.omega}, networks)
-            if networks.keys() != {*state.theta, *state.omega}:  # cyclegan's would fit uapi's
-                run.fail(f"--init {config['init']}: its method trains {', '.join(networks)}, not "
-                         f"what --method {config['method']} trains; give a run of like networks.")
-        if dry:
-            return dry_run(config, slices, state)
-        run.begin(folder, config, checkpoint)
-        loop = train if config["method"] in ("pi", "uapi") else baselines.train
-        with run.stop_requests() as requests:
-            loop(config, slices, folder, state, requests)
+        state = prepared_state(config, checkpoint)
+        with run.claim_folder(folder):
+            fail_over_another_run(folder, checkpoint)
+            run.begin(folder, config, checkpoint)
+            loop = train if config["method"] in ("pi", "uapi") else baselines.train
+            follow(loop(config, slices, state), config, slices, folder, state)
     except (OSError, MemoryError, RuntimeError) as error:
-        run.last_words(error, folder)
+        run.explain_failure(error, folder)
     print(f"finished: {folder}")
     if len(slices.evaluation_input):
-        print(f"judge it with: python evaluate.py {folder} --data {config['data']} "
+        print(f"evaluate it with: python evaluate.py {folder} --data {config['data']} "
               f"--out {folder}/evaluation")
     run.leave_processes()
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:  # before the first update: there is nothing to save
-        raise SystemExit(130)
+    run.start(main)

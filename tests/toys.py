@@ -14,14 +14,14 @@ import run
 import train
 
 TINY = dict(data="phantom", method="uapi", lam=10.0, p=10.0, size=64, batch=2, updates=2,
-            critic_steps=3, lr_g=5e-5, lr_c=2e-5, width=1, critic_width=1, seed=0, bf16=False,
-            device="cpu", out=None, init=None)
+            critic_steps=3, lr_g=5e-5, lr_c=2e-5, decay=0.0, width=1, critic_width=1, seed=0,
+            bf16=False, device="cpu", out=None, init=None)
 FAST = "--data phantom --size 64 --width 1 --critic-width 1 --batch 2 --critic-steps 1".split()
 
 
 @functools.cache
-def tiny_slices(size=64, phantoms=data.phantoms):
-    return phantoms(size, subjects=3, slices=2)
+def tiny_slices(size=64, phantom_slices=data.phantom_slices):
+    return phantom_slices(size, subjects=3, slices=2)
 
 
 class ToyG(nn.Module):
@@ -76,13 +76,23 @@ def double_precision(**stand_ins):
     return replaced(build=build_double, draw=lambda *words: data.draw(*words).double(), **stand_ins)
 
 
+def loop_of(config):
+    return train.train if config["method"] in ("pi", "uapi") else baselines.train
+
+
+def exhaust(updates):
+    """Runs a loop to its end without looking at what it yields: a generator does nothing by itself."""
+    for _ in updates:
+        pass
+
+
 def trained(folder, slices=None, **changes):
-    """The state after a run of TINY's settings, some of them changed."""
-    config = TINY | changes
+    """The state after a run of TINY's settings, some of them changed, with all that follows an
+    update."""
+    config, slices = TINY | changes, slices or tiny_slices()
     state = train.build(config)
-    loop = train.train if config["method"] in ("pi", "uapi") else baselines.train
     with replaced():
-        loop(config, slices or tiny_slices(), folder, state)
+        train.follow(loop_of(config)(config, slices, state), config, slices, folder, state)
     return state
 
 
@@ -90,7 +100,7 @@ def go(*words, program=train, **stand_ins):
     """Runs a program's command line in this process, on few phantoms."""
     words = [f"{program.__name__}.py", *map(str, words)]
     with (replaced(**stand_ins), mock.patch.object(sys, "argv", words),
-          mock.patch.object(data, "phantoms", tiny_slices)):
+          mock.patch.object(data, "phantom_slices", tiny_slices)):
         program.main()
 
 

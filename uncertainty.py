@@ -1,0 +1,160 @@
+"""Does a map know where a translation is wrong? Sec. 4.5, and two questions beyond the paper.
+
+    python uncertainty.py    asks four made-up maps the three questions: uncertainty.png
+
+correlate       Sec. 4.5     does the map rise where the residual rises?
+sparsification  not there    does it find the pixels that are best left out? (AUSE, by order alone)
+reliability     not there    are its numbers as large as the residuals? (ECE)
+
+residual = |translation - truth|, in grey levels. A map's scale is the residual that it expects,
+E|r|. For Eq. 9 alpha is G^sigma(x), beta 1 and E|r| alpha; ugac has maps of alpha and beta. Maps
+model patch inconsistency: that they follow the residual is a finding, not a theorem.
+"""
+import torch
+
+FEWEST = 10  # images: two points lie on a line, so that a correlation of few says nothing
+PROBABILITIES = torch.arange(1, 20, dtype=torch.float64) / 20
+
+
+def expected_residual(alpha, beta):
+    """The scale of every method's map: the absolute residual that it expects.
+
+    E|r| = alpha exp( lgamma(2/beta) - lgamma(1/beta) ),   alpha itself at beta = 1: Eq. 9
+
+    alpha > 0 in grey levels and beta > 0, one shape -> the same shape, in grey levels. The density
+    is proportional to exp(-(|r| / alpha)^beta).
+    """
+    return alpha * torch.exp(torch.lgamma(2 / beta) - torch.lgamma(1 / beta))
+
+
+# ---------------------------------------------------------------- Sec. 4.5: correlation
+
+def pearson(u, v):
+    """Pearson correlation of two lists (Sec. 4.5), in [-1,1]; None for constant or empty ones."""
+    u, v = (torch.as_tensor(w, dtype=torch.float64).flatten() for w in (u, v))
+    if not len(u) or u.min() == u.max() or v.min() == v.max():
+        return None
+    u, v = u - u.mean(), v - v.mean()
+    return float((u * v).sum() / (u.norm() * v.norm()))
+
+
+def ranks(v):
+    """Each number's rank in the sorted list, from 1; equal numbers share the mean of theirs."""
+    _, group, count = torch.unique(torch.as_tensor(v), return_inverse=True, return_counts=True)
+    return (count.cumsum(0) - (count.double() - 1) / 2)[group]
+
+
+def spearman(u, v):
+    """Spearman correlation: Pearson's of the ranks, which no stretching of the map can change."""
+    return pearson(ranks(u), ranks(v))
+
+
+def correlate(residual, scale, inside):
+    """Sec. 4.5: does the scale follow the residual, from image to image (means over their pixels)
+    and pixel by pixel?
+
+    residual, scale [n,1,h,w] in grey levels; inside [n,1,h,w], True where a pixel counts -> four
+    numbers in [-1,1] or None; those of images are None for fewer than 10 of them.
+    """
+    area = inside.sum(dim=(1, 2, 3))
+    images = [((v * inside).sum(dim=(1, 2, 3), dtype=torch.float64) / area)[area > 0]
+              for v in (residual, scale)]
+    images = images if len(images[0]) >= FEWEST else ([], [])
+    pixels = residual[inside], scale[inside]
+    return {"pearson_image": pearson(*images), "spearman_image": spearman(*images),
+            "pearson_pixel": pearson(*pixels), "spearman_pixel": spearman(*pixels)}
+
+
+# ---------------------------------------------------------------- beyond the paper: order, size
+
+def mean_of_the_rest(residual, scale):
+    """Mean residual of the pixels that are left when the k/20 (rounded down) of largest scale are
+    gone: one shape -> [20], k = 0 ... 19. Pixels of equal scale count with their mean residual."""
+    _, group, count = torch.unique(scale, return_inverse=True, return_counts=True)
+    total = torch.zeros(len(count), dtype=torch.float64)
+    mean = total.index_add(0, group.flatten(), residual.double().flatten()) / count
+    n = residual.numel()
+    left = torch.tensor([n - n * k // 20 for k in range(20)])
+    return mean.repeat_interleave(count).cumsum(0)[left - 1] / left
+
+
+def sparsification(residual, scale):
+    """How far the scale is from an oracle in picking pixels to leave out: the largest residuals.
+
+    AUSE = integral of (m(by scale) - m(by residual)) / m(none) over the removed share, 0 ... 0.95
+
+    residual, scale, one shape, in grey levels -> both curves m = mean_of_the_rest() and AUSE, 0 at
+    best; a map that knows nothing has 0.6 on exponentially distributed residuals.
+    """
+    by_scale = mean_of_the_rest(residual, scale)
+    by_residual = mean_of_the_rest(residual, residual)
+    return {"removed": [k / 20 for k in range(20)], "map": by_scale.tolist(),
+            "oracle": by_residual.tolist(),
+            "ause": float(torch.trapezoid(by_scale - by_residual, dx=1 / 20) / by_scale[0])}
+
+
+def probability(residual, alpha, beta):
+    """Probability of the central interval that just reaches a residual; U[0,1] for an honest map.
+
+    u = P(1/beta, (|r| / alpha)^beta), P incomplete gamma; 1 - exp(-|r| / alpha) at beta 1
+
+    residual >= 0, alpha > 0, both in grey levels, beta > 0, one shape -> float64 in [0,1].
+    """
+    ratio = residual.double() / alpha
+    return torch.special.gammainc(1 / beta.double(), ratio ** beta)
+
+
+def reliability(residual, alpha, beta):
+    """How often intervals of probability p = 1/20 ... 19/20 around the translation hold the truth.
+
+    observed(p) = share of pixels with u <= p, u = probability()
+    ECE, the expected calibration error = mean over p of |observed(p) - p|
+    """
+    u = probability(residual, alpha, beta)
+    observed = torch.stack([(u <= p).sum() for p in PROBABILITIES]).double() / u.numel()
+    return {"nominal": PROBABILITIES.tolist(), "observed": observed.tolist(),
+            "ece": float((observed - PROBABILITIES).abs().mean())}
+
+
+# ---------------------------------------------------------------- four made-up maps
+
+def made_up_maps(generator):
+    """Residuals of a known Laplace scale [16,1,32,32], and four maps of them by their name."""
+    honest = 1 + 9 * torch.rand(16, 1, 32, 32, generator=generator)
+    residual = -honest * (1 - torch.rand(honest.shape, generator=generator)).log()
+    shuffled = honest.flatten()[torch.randperm(honest.numel(), generator=generator)]
+    return residual, {"honest": honest, "half as large": honest / 2,
+                      "constant": torch.full_like(honest, float(honest.mean())),
+                      "shuffled": shuffled.view_as(honest)}
+
+
+def main():
+    from matplotlib.figure import Figure
+    import run
+    run.make_parser(__doc__).parse_args()
+    residual, maps = made_up_maps(torch.Generator().manual_seed(0))
+    everywhere = torch.ones_like(residual, dtype=torch.bool)
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for k, (name, scale) in enumerate(maps.items()):
+        correlation = correlate(residual, scale, everywhere)["pearson_pixel"]
+        order = sparsification(residual, scale)
+        size = reliability(residual, scale, torch.ones_like(scale))
+        style = dict(color=f"C{k}", marker="osD^"[k], markersize=4)
+        left.plot(order["removed"], order["map"], label=name, **style)
+        right.plot(size["nominal"], size["observed"], label=name, **style)
+        words = "undefined" if correlation is None else f"{correlation:.2f}"
+        print(f"{name:<14} Pearson {words:<10} AUSE {order['ause']:.3f}  ECE {size['ece']:.3f}")
+    left.plot(order["removed"], order["oracle"], "k:", label="oracle")
+    left.set(xlabel="share of pixels removed", ylabel="mean residual of the rest")
+    right.axline((0, 0), slope=1, color="gray", linestyle=":", label="ideal")
+    right.set(xlabel="nominal coverage", ylabel="observed coverage")
+    for ax in (left, right):
+        ax.legend(fontsize=8)
+    run.replace_file("uncertainty.png", lambda new: figure.savefig(new, dpi=80, format="png"))
+    print("wrote uncertainty.png")
+
+
+if __name__ == "__main__":
+    import run
+    run.start(main)
