@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 import zipfile
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
@@ -32,13 +33,14 @@ import evaluate
 import losses
 import run
 import train
+import translate
 from patch_op import sample_phi
-from toys import (FAST, TINY, ToyF, ToyG, equal, everything, go, refused, replaced, tiny_slices,
-                  trained, untimed_log)
+from toys import (FAST, TINY, ToyF, ToyG, equal, everything, go, loop_of, refused, replaced,
+                  tiny_slices, trained, untimed_log)
 
 ROOT = Path(train.__file__).resolve().parent
 METHODS = ("uapi", "pi", *baselines.METHODS)
-STATE = ("networks", "opt_G", "opt_f", "streams", "history", "step")
+STATE = ("networks", "opt_G", "opt_f", "streams", "step")
 
 
 def go_toy(*words, **stand_ins):
@@ -47,7 +49,9 @@ def go_toy(*words, **stand_ins):
 
 
 def listing(root):
-    return {path: path.read_bytes() if path.is_file() else None for path in root.rglob("*")}
+    """What a folder holds, but for the empty file by which a training claims its own."""
+    return {path: path.read_bytes() if path.is_file() else None for path in root.rglob("*")
+            if path.name != ".claim"}
 
 
 def assert_same_end(one, other, before=True):
@@ -85,12 +89,19 @@ def test_something_is_due_at_updates_1_10_100_evenly_in_between_and_at_the_last(
     assert due(350, 10) == [1, 10, 35, 70, 100, *range(105, 351, 35)]
     assert due(15000, 100) == [1, 10, 100, *range(150, 15001, 150)]
     assert [n for n in range(1, 300) if due(n, 100)[-1] != n or due(n, 10)[-1] != n] == []
-    assert run.is_due(7, 1000, 10, stop=signal.SIGTERM) and not run.is_due(7, 1000, 10, stop=0)
+    assert run.is_due(7, 1000, 10, signal=signal.SIGTERM) and not run.is_due(7, 1000, 10, signal=0)
 
 
 def test_only_the_first_process_writes():
     with mock.patch.multiple(torch.distributed, is_initialized=lambda: True, get_rank=lambda: 1):
-        assert due(100, 100) == [] and not run.is_due(7, 10, 10, stop=signal.SIGTERM)
+        assert due(100, 100) == [] and not run.is_due(7, 10, 10, signal=signal.SIGTERM)
+
+
+def followed(folder, **changes):
+    """A run with all that follows an update, by whatever stands in train.py and run.py now."""
+    config = TINY | changes
+    state = train.build(config)
+    train.follow(loop_of(config)(config, tiny_slices(), state), config, tiny_slices(), folder, state)
 
 
 def test_both_loops_log_and_save_every_per_cent_and_draw_every_tenth():
@@ -100,9 +111,7 @@ def test_both_loops_log_and_save_every_per_cent_and_draw_every_tenth():
                 UNet=ToyG, Critic=ToyF, log=lambda _, __, step, *___, **____: logged.append(step),
                 save=lambda _, __, step, *___: saved.append(step),
                 plot_samples=lambda path, *_: drawn.append(path.name)):
-            config = TINY | {"method": method, "updates": 20, "critic_steps": 1}
-            loop = train.train if method == "uapi" else baselines.train
-            loop(config, tiny_slices(), Path(folder), train.build(config))
+            followed(Path(folder), method=method, updates=20, critic_steps=1)
         assert logged == saved == list(range(1, 21)), method
         assert drawn == [f"{step:06d}.png" for step in (1, *range(2, 21, 2))], method
 
@@ -131,7 +140,7 @@ def test_a_logged_line_says_the_same_on_screen_and_in_the_file():
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()) as printed:
         for logged in (values | scales, values):
             tensors = {name: torch.tensor(value) for name, value in logged.items()}
-            run.log(Path(folder), TINY | {"updates": 20}, 5, run.started(100.0), **tensors)
+            run.log(Path(folder), TINY | {"updates": 20}, 5, run.clock_start(100.0), **tensors)
         uapi, pi = run.read_log(Path(folder))
     same = {"step": 5, "seconds": 100.0, "images_per_second": 0.4} | values  # 5 (3 + 1) 2 images
     assert uapi == same | scales
@@ -172,23 +181,20 @@ def test_curves_show_every_run_and_their_height_is_that_of_the_last_nine_tenths(
 
 def test_a_scale_is_shown_where_a_risk_has_trained_it():
     shown = {}
-    for method, lam in itertools.product(("uapi", "pi", "gcgan", "uagc", "released"), (10.0, 0.0)):
+    for method, lam in itertools.product(("uapi", "pi", "gcgan", "uagc"), (10.0, 0.0)):
         with tempfile.TemporaryDirectory() as folder, replaced(
                 UNet=ToyG, Critic=ToyF, log=lambda *_, **__: None, save=lambda *_: None,
                 plot_samples=lambda *words: shown.update({(method, lam): words[4]})):
-            config = TINY | {"method": method, "lam": lam, "updates": 1, "critic_steps": 1}
-            loop = train.train if method in ("uapi", "pi") else baselines.train
-            loop(config, tiny_slices(), Path(folder), train.build(config))
-    assert {key for key, scale in shown.items() if scale} == {
-        ("uapi", 10.0), ("uagc", 10.0), ("released", 10.0)}
+            followed(Path(folder), method=method, lam=lam, updates=1, critic_steps=1)
+    assert {key for key, scale in shown.items() if scale} == {("uapi", 10.0), ("uagc", 10.0)}
 
 
 def test_a_run_leaves_what_the_readme_promises(tmp_path, capsys):
     folder = tmp_path / "run"
     go(*FAST, "--updates", 2, "--out", folder,
-       plot_samples=data.plot_samples, plot_curves=run.plot_curves)
+       plot_samples=train.plot_samples, plot_curves=run.plot_curves)
     assert {path.name for path in folder.iterdir()} == {
-        *run.CHECKPOINTS, "config.json", "curves.png", "log.jsonl", "samples"}
+        *run.CHECKPOINTS, ".claim", "config.json", "curves.png", "log.jsonl", "samples"}
     samples = sorted((folder / "samples").iterdir())
     assert [path.name for path in samples] == ["000001.png", "000002.png"]
     assert json.loads((folder / "config.json").read_text()) == everything(folder)["config"]
@@ -206,22 +212,14 @@ def test_pi_logs_null_for_a_scale_that_nothing_trains(tmp_path):
     assert row["scale_mean"] is None and row["scale_min"] is None
 
 
-def test_dry_run_prints_shapes_and_writes_nothing(tmp_path, capsys):
-    go(*FAST, "--dry-run", "--out", tmp_path / "run")
-    printed = capsys.readouterr().out
-    assert "G^sigma(x)  [2, 1, 64, 64]" in printed and "critic_steps  1" in printed
-    assert not (tmp_path / "run").exists()
-
-
 # ---------------------------------------------------------------- settings
 
 def test_lam_is_10_but_for_methods_whose_authors_chose_another(tmp_path):
     found = []
-    for words in ([], ["--method", "cyclegan"], ["--method", "cut"], ["--method", "released"],
-                  ["--method", "cut", "--lam", 3]):
+    for words in ([], ["--method", "cyclegan"], ["--method", "cut"], ["--method", "cut", "--lam", 3]):
         go(*FAST, *words, "--out", tmp_path / "run",
-           train=lambda config, *_: found.append((config["method"], config["lam"])))
-    assert found == [("uapi", 10), ("cyclegan", 10), ("cut", 1), ("released", 0.5), ("cut", 3)]
+           train=lambda config, *_: found.append((config["method"], config["lam"])) or ())
+    assert found == [("uapi", 10), ("cyclegan", 10), ("cut", 1), ("cut", 3)]
 
 
 def test_a_run_without_a_name_is_named_by_data_method_lam_and_seed(monkeypatch, tmp_path):
@@ -263,15 +261,15 @@ def test_gradients_are_the_mean_over_the_processes():
     assert network.weight.grad.tolist() == [[37, 74]] and network.bias.grad is None
 
 
-def test_a_stop_is_asked_for_by_the_largest_signal_of_all():
-    assert run.stop_requested([]) == 0 and run.stop_requested([signal.SIGINT]) == signal.SIGINT
+def test_the_largest_signal_of_all_processes_stops_them():
+    assert run.signal_received([]) == 0 and run.signal_received([signal.SIGINT]) == signal.SIGINT
 
     def all_reduce(number, how):
         assert how is torch.distributed.ReduceOp.MAX
         number.fill_(signal.SIGTERM)
     with as_process(0, 2), mock.patch.multiple(torch.distributed, all_reduce=all_reduce,
                                                get_backend=lambda: "gloo"):
-        assert run.stop_requested([]) == signal.SIGTERM
+        assert run.signal_received([]) == signal.SIGTERM
 
 
 def test_bf16_is_for_layers_and_only_where_asked_for():
@@ -296,10 +294,10 @@ def test_a_checkpoint_holds_all_that_an_update_changes_or_draws_from():
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         with replaced(UNet=ToyG, Critic=ToyF):
-            state = trained(folder, method="released", updates=1)
+            state = trained(folder, method="gcgan", updates=1)
         saved = run.load_checkpoint(folder)
         before, after = [(folder / name).exists() for name in run.CHECKPOINTS[::-1]]
-        run.save(folder, TINY, 2, run.started(0), state)
+        run.save(folder, TINY, 2, run.clock_start(0), state)
         older = torch.load(folder / "checkpoint_before.pt", weights_only=True)
     assert saved.keys() == run.CONTENTS.keys() and (before, after) == (False, True)
     networks = {**state.theta, **state.omega}
@@ -307,7 +305,6 @@ def test_a_checkpoint_holds_all_that_an_update_changes_or_draws_from():
     assert equal(saved["streams"], {k: v.get_state() for k, v in state.streams.items()})
     for name in ("opt_G", "opt_f"):
         assert equal(saved[name], getattr(state, name).state_dict()), name
-    assert equal(saved["history"], state.history) and len(saved["history"]) == 4
     assert saved["step"] == 1 and saved["seconds"] > 0 and equal(saved, older)
 
 
@@ -342,14 +339,14 @@ def test_a_risk_that_is_not_finite_ends_the_run_and_names_itself():
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         for value in (float("inf"), -float("inf"), float("nan")):
-            said = refused(run.stop_unless_finite, folder, 3, generator=torch.tensor(value),
+            said = refused(run.fail_unless_finite, folder, 3, generator=torch.tensor(value),
                            critic=torch.tensor(0.0))
             assert said.startswith("error: update 3: generator is not finite; no checkpoint was")
         (folder / "checkpoint.pt").touch()
-        said = refused(run.stop_unless_finite, folder, 3, patch=torch.tensor(float("nan")))
+        said = refused(run.fail_unless_finite, folder, 3, patch=torch.tensor(float("nan")))
         assert "holds the last saved state" in said and f"--init {folder}" in said
         assert "--resume" not in said, "--resume takes no other learning rates"
-        run.stop_unless_finite(folder, 3, generator=torch.tensor(0.0))
+        run.fail_unless_finite(folder, 3, generator=torch.tensor(0.0))
 
 
 def test_a_run_that_diverges_says_at_which_update_and_in_what(tmp_path):
@@ -367,9 +364,9 @@ def test_a_run_that_diverges_says_at_which_update_and_in_what(tmp_path):
 def begun(*words, **stand_ins):
     """What a command line hands to the loop, which does not run."""
     seen = []
-    go(*words, train=lambda *handed: seen.append(handed), **stand_ins)
-    (config, slices, folder, state, _), = seen
-    return SimpleNamespace(config=config, slices=slices, folder=folder, state=state)
+    go(*words, train=lambda *handed: seen.append(handed) or (), **stand_ins)
+    (config, slices, state), = seen
+    return SimpleNamespace(config=config, slices=slices, state=state)
 
 
 def test_init_takes_weights_and_neither_adams_averages_nor_the_step():
@@ -399,7 +396,7 @@ def test_init_starts_from_anothers_weights_with_everything_else_new(tmp_path, to
         assert [id(w) for w in moved] == [id(w) for w in weights]
     for name, stream in fresh.streams.items():
         assert torch.equal(new.state.streams[name].get_state(), stream.get_state())
-    assert new.state.step == 0 and new.state.seconds == 0 and new.state.history == {}
+    assert new.state.step == 0 and new.state.seconds == 0
     assert new.slices.input.shape[1:] == (96, 96) and new.config["batch"] == 3
     assert json.loads((tmp_path / "new/config.json").read_text())["init"] == str(toy_run)
 
@@ -427,13 +424,13 @@ def untrained(tmp_path_factory):
     for method in METHODS:
         (root / method).mkdir()
         config = TINY | {"method": method, "out": str(root / method)}
-        run.save(root / method, config, 0, run.started(0), train.build(config))
+        run.save(root / method, config, 0, run.clock_start(0), train.build(config))
     return root
 
 
 def test_init_takes_networks_of_the_same_names_and_widths_only(tmp_path, untrained):
     """By accident cyclegan's G and f would fit uapi, and others' too; H would be lost unseen."""
-    kinds = [("uapi", "pi", "released"), ("gcgan", "uagc"), ("cyclegan",), ("ugac",), ("cut",)]
+    kinds = [("uapi", "pi"), ("gcgan", "uagc"), ("cyclegan",), ("ugac",), ("cut",)]
     kind = {method: methods for methods in kinds for method in methods}
     for one, other in itertools.product(METHODS, ("uapi", "uagc", "cyclegan")):
         words = *FAST, "--init", untrained / one, "--method", other, "--out", tmp_path / "new"
@@ -534,6 +531,13 @@ class Killed(BaseException):
     pass
 
 
+def opening_the_log(function):
+    """Inside, run.py opens log.jsonl by another function."""
+    def opened(path, mode):
+        return function(path, mode) if Path(path).name == "log.jsonl" else open(path, mode)
+    return mock.patch.object(run, "open", opened, create=True)
+
+
 def killed_at(moment, *words):
     """Runs train.py until it touches the disk for the moment-th time, as SIGKILL would leave it:
     half a log line, half a checkpoint, one of two renames. -> True where it died, else False."""
@@ -549,20 +553,22 @@ def killed_at(moment, *words):
         replace(source, target)
         tick()
 
-    def saved(checkpoint, place):
-        torch_save(checkpoint, place)
-        whole = place.read_bytes()
-        place.write_bytes(whole[:len(whole) // 2])
+    def saved(checkpoint, file):
+        packed = io.BytesIO()
+        torch_save(checkpoint, packed)
+        whole = packed.getvalue()
+        file.write(whole[:len(whole) // 2])
+        file.flush()
         tick()
-        place.write_bytes(whole)
+        file.write(whole[len(whole) // 2:])
 
-    def text_written(place, text):
-        write_text(place, text[:len(text) // 2])
+    def text_written(path, text):
+        write_text(path, text[:len(text) // 2])
         tick()
-        write_text(place, text)
+        write_text(path, text)
 
     @contextmanager
-    def opened(path, mode):
+    def halves(path, mode):
         def write(text):
             for half in (text[:len(text) // 2], text[len(text) // 2:]):
                 tick()
@@ -574,7 +580,7 @@ def killed_at(moment, *words):
 
     try:
         with (mock.patch.object(os, "replace", renamed), mock.patch.object(torch, "save", saved),
-              mock.patch.object(run, "open", opened, create=True),
+              opening_the_log(halves),
               mock.patch.multiple(Path, write_text=text_written, unlink=lambda _: None)):
             go_toy(*words)
     except Killed:
@@ -672,9 +678,9 @@ def test_real_signals_stop_a_real_process_and_nothing_is_lost(tmp_path, h5):
 def test_the_same_signal_again_ends_the_program_at_once():
     for number in (signal.SIGINT, signal.SIGTERM):
         before = signal.getsignal(number)
-        with pytest.raises(ZeroDivisionError), run.stop_requests() as requests:
+        with pytest.raises(ZeroDivisionError), run.catching_signals() as caught:
             os.kill(os.getpid(), number)
-            assert requests == [number] and signal.getsignal(number) == signal.SIG_DFL
+            assert caught == [number] and signal.getsignal(number) == signal.SIG_DFL
             raise ZeroDivisionError
         assert signal.getsignal(number) == before
 
@@ -701,7 +707,7 @@ def put_folder(path):
 
 
 DAMAGES = [b"", b"hello", b"\x80\x02}q\x00.", ("cut", 0.1), ("cut", 0.5), ("cut", 1.0),
-           *(("flip", share) for share in (0.25, 0.4, 0.5)), Path.unlink, put_folder]
+           *(("flip", share) for share in (0.25, 0.4, 0.6)), Path.unlink, put_folder]
 
 
 @pytest.mark.parametrize("how", DAMAGES, ids=lambda how: getattr(how, "__name__", str(how)))
@@ -757,10 +763,10 @@ class Bomb:
 def test_a_pickle_bomb_is_not_set_off(tmp_path, copy):
     bomb = Bomb(tmp_path / "exploded")
     (copy / "checkpoint_before.pt").unlink()
-    inside = everything(copy) | {"history": {"pool": bomb}}
-    for write in (lambda place: place.write_bytes(pickle.dumps(bomb)),
-                  lambda place: torch.save(bomb, place), lambda place: torch.save(inside, place),
-                  lambda place: torch.save(inside, place, _use_new_zipfile_serialization=False)):
+    inside = everything(copy) | {"more": {"pool": bomb}}
+    for write in (lambda path: path.write_bytes(pickle.dumps(bomb)),
+                  lambda path: torch.save(bomb, path), lambda path: torch.save(inside, path),
+                  lambda path: torch.save(inside, path, _use_new_zipfile_serialization=False)):
         write(copy / "checkpoint.pt")
         for call, words in ((go_toy, ["--resume", copy]), (evaluate.load_run, [copy, "cpu"])):
             assert "or damaged" in refused(call, *words)
@@ -792,8 +798,8 @@ def test_a_checkpoint_of_odd_settings_ends_in_one_sentence(tmp_path, toy_run, ch
 
 def test_a_checkpoint_that_does_not_fit_itself_ends_in_one_sentence(tmp_path):
     """Another width, critic width or method in its settings than in its weights; other parts that
-    are not what they should be. pi, uapi and released have the same networks: a change between
-    these is the one that nothing shows."""
+    are not what they should be. pi and uapi have the same networks: a change between these is the
+    one that nothing shows."""
     go(*FAST, "--updates", 1, "--out", tmp_path / "run")
     sound, path = everything(tmp_path / "run"), tmp_path / "odd" / "checkpoint.pt"
     path.parent.mkdir()
@@ -843,18 +849,14 @@ def fail_late(function, error, calls):
         function(*words, **options) if next(left) > 0 else raising(error)())
 
 
-def opening(function):
-    return mock.patch.object(run, "open", function, create=True)
-
-
 def test_a_full_disk_ends_in_one_sentence_and_the_last_checkpoint_is_whole(tmp_path, toy_run):
     readonly = PermissionError(errno.EACCES, "Permission denied")
     torchs = RuntimeError("[enforce fail at inline_container.cc:672] unexpected pos 64 vs 0")
     saving = lambda error, calls: mock.patch.object(
         torch, "save", fail_late(torch.save, error, calls))
-    faults = {"log": lambda: opening(fail_late(open, FULL, 2)),
-              "half a line": lambda: opening(half_written),
-              "read-only": lambda: opening(raising(readonly)),
+    faults = {"log": lambda: opening_the_log(fail_late(open, FULL, 2)),
+              "half a line": lambda: opening_the_log(half_written),
+              "read-only": lambda: opening_the_log(raising(readonly)),
               "checkpoint": lambda: saving(FULL, 2),
               "checkpoint, in torch's words": lambda: saving(torchs, 1),
               "rename": lambda: mock.patch.object(os, "replace", fail_late(os.replace, FULL, 4)),
@@ -881,7 +883,7 @@ def test_a_file_system_that_refuses_in_earnest(tmp_path, h5):
     assert process.returncode == 2 and error.count("\n") == 1, error
     assert error.startswith(f"error: {folder}/checkpoint.pt: cannot be written (")
     left = sorted(path.name for path in folder.iterdir())
-    assert left == ["config.json", "curves.png", "log.jsonl", "samples"]
+    assert left == [".claim", "config.json", "curves.png", "log.jsonl", "samples"]
 
 
 NO_MEMORY = (MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
@@ -906,7 +908,7 @@ def test_no_memory_ends_in_one_sentence_and_keeps_the_last_checkpoint(tmp_path, 
 def test_networks_too_large_for_this_machine_end_in_one_sentence(tmp_path):
     with pytest.raises(RuntimeError) as real:
         train.build(TINY | {"width": 10 ** 5})  # more than a flag allows: 360 GB for one layer
-    assert "out of memory" in refused(run.last_words, real.value, tmp_path)
+    assert "out of memory" in refused(run.explain_failure, real.value, tmp_path)
 
 
 @pytest.mark.parametrize("bug", (RuntimeError("The size of tensor a (3) must match"),
@@ -968,10 +970,10 @@ def test_cuda_where_there_is_none_ends_in_one_sentence():
     (["--lam", 3, "--batch", 5], "leave out --lam, --batch"),
     (["--method", "pi"], "leave out --method"), (["--seed", 4], "leave out --seed"),
     (["--lr-c", 1], "leave out --lr-c"), (["--out", "elsewhere"], "leave out --out"),
-    (["--bf16"], "leave out --bf16"), (["--data", "other"], "leave out --data"),
-    (["--init", "other"], "leave out --init"), (["--lr-g", 1e-6], "with --init"),
+    (["--bf16"], "leave out --bf16"), (["--decay", 0.5], "leave out --decay"),
+    (["--data", "other"], "other: no such folder"), (["--init", "other"], "leave out --init"), (["--lr-g", 1e-6], "with --init"),
     (["--updates", 2], "at least 3"), (["--smoke"], "stands alone"),
-    (["--dry-run"], "stands alone"), (["--device", "toaster"], "no such device")])
+    (["--device", "toaster"], "no such device")])
 def test_resume_takes_no_other_flags(tmp_path, copy, words, sentence):
     before = listing(tmp_path)
     assert sentence in refused(go_toy, "--resume", copy, *words)
@@ -1001,14 +1003,11 @@ def runs(tmp_path_factory):
 def test_evaluate_used_wrongly_ends_in_one_sentence_and_leaves_nothing_behind(
         monkeypatch, tmp_path, h5, runs):
     monkeypatch.chdir(tmp_path)
-    Path("text.png").write_text("not a picture")
-    Path("half.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0")
     Image.fromarray(np.zeros((9, 9), np.uint8)).save("good.png")
     Path("empty").mkdir()
     one, large, before, judged = runs / "run", runs / "large", listing(tmp_path), ("--data", h5)
     for words, sentence in (
-            ([one], "give either --data"),
-            ([one, *judged, "--image", "good.png"], "give either --data"),
+            ([one], "required: --data"), ([one, *judged, "--image", "good.png"], "unrecognized"),
             ([*judged], "required: RUN"), (["empty", *judged], "no such checkpoint"),
             (["none", *judged], "no such checkpoint"),
             (["good.png", *judged], "no such checkpoint"),
@@ -1017,32 +1016,27 @@ def test_evaluate_used_wrongly_ends_in_one_sentence_and_leaves_nothing_behind(
             ([one, "--data", "empty"], "no readable image"),
             ([one, "--data", "good.png"], "is not an .h5"),
             ([one, *judged, "--device", "toaster"], "no such device"),
-            ([one, "--image", "text.png"], "cannot be read as an image"),
-            ([one, "--image", "half.png"], "cannot be read as an image"),
-            ([one, "--image", "none.png"], "cannot be read as an image"),
-            ([one, "--image", "empty"], "no picture inside"),
-            ([one, "--image", "good.png", large], "name runs before --image"),
             ([one, *judged, "--out", "good.png"], "cannot be made into a folder"),
-            ([one, "--image", "good.png", "--out", "good.png"], "cannot be made into a folder"),
             ([one, *judged, "--out", "good.png/deep"], "cannot be made into a folder"),
             ([one, *judged, "--out", "/proc/none"], "cannot be made into a folder")):
         assert sentence in refused(go, *words, program=evaluate), words
         assert listing(tmp_path) == before, words
 
 
-@pytest.mark.parametrize("place", ("table1.md", "table1.csv", "metrics.json", "fig2_3_psnr.png",
+@pytest.mark.parametrize("place", ("table1.md", "metrics.json", "fig2_3_psnr.png",
                                    "run/translation/good.png", "run/scale/good.npy"))
 def test_evaluate_on_a_full_disk_ends_in_one_sentence_and_leaves_no_half_file(
         tmp_path, h5, runs, place):
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "good.png")
-    what = ["--image", tmp_path / "good.png"] if "good" in place else ["--data", h5]
+    program, what = (translate, [tmp_path / "good.png"]) if "good" in place else (
+        evaluate, ["--data", h5])
     replace = os.replace
     full = lambda source, target: (
         raising(FULL)() if f"{target}".endswith(place) else replace(source, target))
     with (mock.patch.object(os, "replace", full),
           mock.patch.object(data, "picture_grid", lambda *_: None),
           mock.patch.object(evaluate, "picture_grid", lambda *_, **__: None)):
-        said = refused(go, runs / "run", *what, "--out", tmp_path / "out", program=evaluate)
+        said = refused(go, runs / "run", *what, "--out", tmp_path / "out", program=program)
     assert f"{place}: cannot be written (No space left on device)" in said
     left = [str(path) for path in (tmp_path / "out").rglob("*")]
     assert not any(name.endswith((place, ".tmp")) for name in left)
@@ -1051,11 +1045,11 @@ def test_evaluate_on_a_full_disk_ends_in_one_sentence_and_leaves_no_half_file(
 @pytest.mark.parametrize("error", (torch.OutOfMemoryError("CUDA out of memory"), MemoryError()))
 def test_evaluate_without_memory_ends_in_one_sentence(monkeypatch, tmp_path, h5, runs, error):
     words = runs / "run", "--data", h5, "--out", tmp_path / "out"
-    for part in ("load", "judge"):
+    for part in ("load", "evaluate_runs"):
         with mock.patch.object(evaluate, part, raising(error)):
             said = refused(go, *words, program=evaluate)
-        assert said.startswith("error: out of memory: judge fewer runs"), part
-    monkeypatch.setattr(evaluate, "judge", raising(RuntimeError("a bug")))
+        assert said.startswith("error: out of memory: evaluate fewer runs"), part
+    monkeypatch.setattr(evaluate, "evaluate_runs", raising(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
         go(*words, program=evaluate)
 
@@ -1146,3 +1140,174 @@ def test_the_order_of_files_on_disk_changes_no_draw(tmp_path):
                 picture.save(tmp_path / f"{k}" / which / f"{which}{i}_0.png")
         found.append(drawn(tmp_path / f"{k}", data.load(tmp_path / f"{k}", 64)))
     assert equal(*found)
+
+
+# ---------------------------------------------------------------- one training a folder
+
+def test_a_second_training_in_one_folder_ends_with_a_sentence_also_before_the_first_checkpoint(
+        tmp_path, copy):
+    """The claim is a lock, which no dead process holds: a left .claim file blocks nobody."""
+    for folder, words in ((tmp_path / "new", (*FAST, "--updates", 2, "--out", tmp_path / "new")),
+                          (copy, ("--resume", copy, "--updates", 4))):
+        with run.claim_folder(folder):
+            before = listing(tmp_path)
+            assert "another training writes there now" in refused(go_toy, *words)
+            assert listing(tmp_path) == before
+        assert (folder / ".claim").exists()
+        go_toy(*words)
+    assert everything(copy)["step"] == 4
+
+
+def test_two_real_trainings_started_together_leave_one_run(tmp_path, h5):
+    folder = tmp_path / "run"
+    words = *FAST, "--data", h5, "--updates", 400, "--out", folder
+    pair = [start(*words), start(*words)]
+    deadline = time.monotonic() + 120
+    while all(process.poll() is None for process in pair) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    loser, winner = sorted(pair, key=lambda process: process.poll() is None)
+    assert loser.returncode == 2
+    error = loser.communicate()[1]
+    assert error.startswith(f"error: {folder}: another training writes there now"), error
+    winner.send_signal(signal.SIGTERM)
+    winner.communicate(timeout=60)
+    steps = [row["step"] for row in untimed_log(folder)]
+    assert winner.returncode in (0, 128 + signal.SIGTERM) and steps == sorted(set(steps))
+
+
+def test_a_lock_is_windows_own_where_there_is_no_fcntl(tmp_path):
+    for error in (None, OSError("held")):
+        msvcrt = SimpleNamespace(LK_NBLCK=2, locking=mock.Mock(side_effect=error))
+        with (mock.patch.object(run, "os", SimpleNamespace(name="nt")),
+              mock.patch.dict(sys.modules, msvcrt=msvcrt, fcntl=None)):
+            file = run.lock(tmp_path / "claim")
+        assert (file is None) == (error is not None) and msvcrt.locking.call_count == 1
+        if file:
+            file.close()
+
+
+# ---------------------------------------------------------------- moved data, default names
+
+def test_resume_takes_the_new_name_of_moved_data_and_ends_as_if_nothing_had_moved(tmp_path, h5):
+    for name in ("stays", "moves"):
+        shutil.copy(h5, tmp_path / f"{name}.h5")
+        go_toy(*FAST, "--data", tmp_path / f"{name}.h5", "--updates", 2, "--out", tmp_path / name)
+    (tmp_path / "moves.h5").rename(tmp_path / "moved.h5")
+    said = refused(go_toy, "--resume", tmp_path / "moves", "--updates", 4)
+    assert "moves.h5: no such folder or file; give --data" in said
+    go_toy("--resume", tmp_path / "moves", "--updates", 4, "--data", tmp_path / "moved.h5")
+    go_toy("--resume", tmp_path / "stays", "--updates", 4)
+    assert_same_end(tmp_path / "moves", tmp_path / "stays")
+    assert everything(tmp_path / "moves")["config"]["data"] == str(tmp_path / "moved.h5")
+
+
+def test_only_files_have_endings_in_a_default_name(monkeypatch, tmp_path, h5):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(h5, "set.v2.h5")
+    for which, pile in zip(("input", "target"), tiny_slices()[:2]):
+        Path("ixi.v1_0.5mm", which).mkdir(parents=True)
+        for k, image in enumerate(pile):
+            Image.fromarray(image).save(f"ixi.v1_0.5mm/{which}/p{which}{k}_0.png")
+    for data_set in ("set.v2.h5", "ixi.v1_0.5mm/"):
+        go_toy(*FAST, "--data", data_set, "--updates", 1)
+    names = {path.name for path in Path("runs").iterdir()}
+    assert names == {"set.v2_uapi_lam10_seed0", "ixi.v1_0.5mm_uapi_lam10_seed0"}
+
+
+def test_a_folder_that_holds_a_run_is_named_with_the_data_of_that_run(tmp_path, copy):
+    said = refused(go_toy, *FAST, "--data", "other/phantom", "--out", copy)
+    assert f"{copy}: already holds a run, on phantom; go on with it by --resume {copy}" in said
+
+
+# ---------------------------------------------------------------- names, outputs, signals
+
+ODD_NAMES = ("$lam_$seed", "_first", "r\udce9sum\udce9", "a\u202fb", "\u8133", "tab\tnew\nline",
+             "\ud800")
+
+
+def test_every_name_can_be_printed_drawn_and_told_from_the_others():
+    assert run.printable("IXI_1 \u8133") == "IXI_1 \u8133"
+    assert run.printable(os.fsdecode(b"r\xe9sum\xe9")) == "r\\xe9sum\\xe9"
+    assert len({run.printable(name) for name in ODD_NAMES}) == len(ODD_NAMES)
+    for name in ODD_NAMES:
+        assert run.printable(name).isprintable() and run.printable(name).encode("utf-8")
+        assert not run.label(name).startswith("_")
+    figure = Figure()
+    ax = figure.subplots()
+    for name in ODD_NAMES:
+        ax.plot([0, 1], label=run.label(name))
+    assert len(ax.legend().get_texts()) == len(ODD_NAMES), "a name has no entry in the legend"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about a font without that glyph
+        figure.savefig(io.BytesIO())
+
+
+@pytest.mark.parametrize("name", ODD_NAMES[:5])
+def test_a_run_of_any_name_trains_goes_on_and_is_shown(monkeypatch, tmp_path, capsys, name):
+    monkeypatch.chdir(tmp_path)
+    if sys.platform != "linux":
+        pytest.skip("other file systems refuse such names")
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        go_toy(*FAST, "--updates", 1, "--out", f"runs/{name}", plot_curves=run.plot_curves,
+               plot_samples=lambda *_: None)
+        go_toy("--resume", f"runs/{name}", "--updates", 2)
+        go(f"runs/{name}", program=run, plot_curves=run.plot_curves)
+    assert everything(Path("runs", name))["step"] == 2 and Path("curves.png").exists()
+
+
+def program(code, **options):
+    """A process that runs code as one of the programs would run its main()."""
+    text = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport run\n{code}\nrun.start(main)"
+    return subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, **options)
+
+
+@pytest.mark.parametrize("coding", ("cp1252", "ascii", "utf-8"))
+def test_a_name_that_the_output_cannot_show_is_escaped_and_ends_nothing(coding):
+    code = "def main():\n  print('\\u8133 \\udce9'); print('\\u8133', file=sys.stderr)"
+    process = program(code, env=os.environ | {"PYTHONIOENCODING": coding})
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == 0 and b"Traceback" not in error, error
+    assert b"\\udce9" in out and (coding == "utf-8" or b"\\u8133" in out + error)
+
+
+def test_a_reader_that_has_gone_ends_a_program_with_141_and_without_a_traceback():
+    code = "def main():\n  for _ in range(10 ** 6): print('a line')"
+    process = program(code)
+    process.stdout.readline()
+    process.stdout.close()
+    error = process.stderr.read()
+    assert process.wait(timeout=60) == 141 and error == b"", error
+
+
+def test_ctrl_c_ends_a_program_with_130_and_without_a_traceback():
+    code = "def main():\n  import time\n  print('ready', flush=True)\n  time.sleep(60)"
+    process = program(code)
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and error == b"", error
+
+
+def test_every_program_starts_alike():
+    for path in sorted(ROOT.glob("*.py")):
+        source = path.read_text()
+        assert source.rstrip().endswith(("run.start(main)", "    start(main)")), (
+            f"{path.name}: Ctrl-C, | head and names that cannot be shown end in a traceback")
+
+
+def test_a_closed_pipe_is_no_full_disk(tmp_path):
+    with pytest.raises(BrokenPipeError):
+        run.explain_failure(BrokenPipeError(errno.EPIPE, "Broken pipe"), tmp_path)
+
+
+def test_a_folder_of_somebody_else_ends_in_one_sentence(tmp_path):
+    """Mode 700 of another user: even to ask whether a checkpoint is there is forbidden."""
+    forbidden = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "log.jsonl"))
+    with mock.patch.object(Path, "exists", raising(forbidden)):
+        said = refused(run.explain_failure, forbidden, tmp_path)
+    assert "log.jsonl: cannot be written (Permission denied)" in said
+    with mock.patch.object(run, "open", raising(forbidden), create=True):
+        said = refused(go_toy, *FAST, "--updates", 1, "--out", tmp_path / "run")
+    assert "cannot be written (Permission denied); choose another --out" in said
