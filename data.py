@@ -368,8 +368,8 @@ def describe(data, slices, sets):
     for one, other in ((SETS[0], SETS[1]), (SETS[0], SETS[2]), (SETS[1], SETS[2])):
         if both := sorted(people[one] & people[other]):
             print(f"warning: {len(both)} patients stand in both {one} and {other}, "
-                  f"{printable(both[0])} among them; a file's name up to its first underscore is taken for the patient",
-                  file=sys.stderr)
+                  f"{printable(both[0])} among them; a file's name up to its first underscore is "
+                  "taken for the patient", file=sys.stderr)
 
 
 # ---------------------------------------------------------------- batches

@@ -51,9 +51,9 @@ def head(z, side, fields):
 
 
 def subject_slices(subject, size, slices, seed):
-    """T1 and T2 of one subject in grey levels, each [slices,size,size]. T1 has Gaussian noise of 1 %
-    of the range, T2 Laplace noise whose scale depends on the tissue; each has a smooth bias field
-    of its own. They are drawn at twice the size, so that pixels at a border mix tissues."""
+    """T1 and T2 of one subject in grey levels, each [slices,size,size]. T1 has Gaussian noise of
+    1 % of the range, T2 Laplace noise whose scale depends on the tissue; each has a smooth bias
+    field of its own. They are drawn at twice the size, so that pixels at a border mix tissues."""
     rng = np.random.default_rng([seed, subject])
     side = 2 * size
     fields = [smooth_field(rng, cells, side) for cells in (4, 4, 17, 17)]  # bends, then folds

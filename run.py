@@ -305,7 +305,8 @@ def save(folder, config, step, clock_start, state):
     networks = {**state.theta, **state.omega}
     for name, network in networks.items():
         if not all(w.abs().max() < 1e6 for w in network.parameters()):  # NaN is below nothing
-            fail_diverged(folder, f"update {step}: the weights of {name} are above 1e6 or not finite")
+            fail_diverged(folder, f"update {step}: the weights of {name} are above 1e6 or not "
+                                  "finite")
     checkpoint = {"config": config, "step": step, "seconds": time.perf_counter() - clock_start,
                   "networks": {name: network.state_dict() for name, network in networks.items()},
                   "opt_G": state.opt_G.state_dict(), "opt_f": state.opt_f.state_dict(),

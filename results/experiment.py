@@ -21,6 +21,11 @@ JSON = HERE / "experiment.json"
 CHOOSING = ("IXI017", "IXI300", "IXI537")
 SCENARIOS = ("GN0", "GN5", "GN10", "GN20", "IP2", "IP5", "IP10")
 METHODS = ("uapi", "pi", "cyclegan", "gcgan", "ugac", "uagc", "cut")
+PAPER = {  # Table 1, IXI: SSIM, then PSNR, in the order of SCENARIOS
+    "uapi": ((79.99, 78.76, 74.49, 62.24, 77.44, 74.29, 69.35),
+             (22.62, 22.20, 21.70, 20.34, 21.93, 21.56, 21.14)),
+    "pi": ((82.53, 69.82, 51.90, 36.96, 54.85, 44.10, 38.73),
+           (22.18, 21.49, 20.64, 19.26, 20.92, 20.24, 19.70))}
 
 
 def read():
@@ -45,12 +50,13 @@ def every_fourth(paths):
 
 
 def layout(data):
-    """fourth_slices/ to train on, choose_slices/ and report_slices/ with pairs of other patients."""
+    """fourth_slices/ to train on, choose_slices/ and report_slices/ with pairs of others."""
     data = Path(data)
     jobs = [(path, Path("fourth_slices") / pile / path.name)
             for pile in ("input", "target") for path in every_fourth((data / pile).iterdir())]
     for end in ("_input", "_target"):
-        for path in every_fourth(p for p in (data / "evaluation").iterdir() if p.stem.endswith(end)):
+        halves = [path for path in (data / "evaluation").iterdir() if path.stem.endswith(end)]
+        for path in every_fourth(halves):
             part = "choose" if path.name.startswith(CHOOSING) else "report"
             jobs.append((path, Path(f"{part}_slices") / "evaluation" / path.name))
     for source, goal in jobs:
@@ -149,8 +155,123 @@ def references():
                                  "psnr": float(psnr(v, y).mean()),
                                  "ssim_head": 100 * ssim_head(v, y)}
                           for name, v in changed.items()}
-    rows["references"]["share of windows in air"] = float((ssim_windows(y, y)[1] < 6).float().mean())
+    rows["references"]["air"] = float((ssim_windows(y, y)[1] < 6).float().mean())
     write(rows)
+
+
+# ---------------------------------------------------------------- tables and figures
+
+def groups(rows):
+    """{name: its rows} of all runs that report, by method or experiment, three seeds each."""
+    found = defaultdict(list)
+    for name, row in rows.items():
+        group, _, seed = name.rpartition("_")
+        if row.get("pairs") == "report" and seed.isdigit() and "seed" in row:
+            found[group].append(row)
+    order = [*METHODS, "lam0", "even", "other_seeds_uapi"]
+    return {group: found[group] for group in order if len(found[group]) == 3}
+
+
+def spread(values, digits=2):
+    """Mean and standard deviation over seeds; a dash where a run has no such number."""
+    if None in values:
+        return "-"
+    return f"{fmean(values):.{digits}f} ({stdev(values):.{digits}f})"
+
+
+def both_scores(own, scenario):
+    scores = [row["scenarios"][scenario] for row in own]
+    return "/".join(spread([score[metric] for score in scores]) for metric in ("ssim", "psnr"))
+
+
+def displaced(row, axis):
+    return row["displacement"] and row["displacement"][axis]
+
+
+def ause(row):
+    return row["uncertainty"] and row["uncertainty"]["sparsification"]["ause"]
+
+
+def pair(score):
+    return f"{score['ssim']:.2f}/{score['psnr']:.2f}"
+
+
+def main_table(rows):
+    lines = [["run", "lam", "minutes", "GN0", "GN20", "IP10", "in the head", "down", "right",
+              "Pearson", "AUSE"]]
+    for group, own in groups(rows).items():
+        lines.append([group, f"{own[0]['lams'][0]:g}, {own[0]['lams'][-1]:g}",
+                      f"{fmean(sum(row['minutes']) for row in own):.0f}",
+                      *(both_scores(own, scenario) for scenario in ("GN0", "GN20", "IP10")),
+                      spread([gn0(row)["ssim_head"] for row in own]),
+                      spread([displaced(row, "down") for row in own]),
+                      spread([displaced(row, "right") for row in own]),
+                      spread([row["pcc_image"] for row in own]),
+                      spread([ause(row) for row in own], 3)])
+    copy = rows["copy_report_128"]["scenarios"]
+    return lines + [["copy of the input", "-", "-", *(pair(copy[s]) for s in ("GN0", "GN20", "IP10")),
+                     f"{copy['GN0']['ssim_head']:.2f}" if "ssim_head" in copy["GN0"] else "-",
+                     *"----"]]
+
+
+def recipe_table(rows):
+    own = [rows[name] for name in sorted(rows) if name.startswith("recipe_uapi_")]
+    return [["seed", "minutes", "SSIM/PSNR of three people", "of five others"]] + [
+        [f"{row['seed']}", " + ".join(f"{minutes:.0f}" for minutes in row["minutes"]),
+         pair(gn0(row)), pair(gn0(rows[f"other_seeds_uapi_{row['seed']}"]))] for row in own]
+
+
+def lam_table(rows):
+    lines = [["method", "lam", "seed 10", "seed 11", "mean"]]
+    for method in METHODS:
+        for lam, own in lams(rows, method).items():
+            means = (f"{fmean(gn0(row)[metric] for row in own):.2f}" for metric in ("ssim", "psnr"))
+            lines.append([method, f"{lam:g}", *(pair(gn0(row)) for row in own), "/".join(means)])
+    return lines
+
+
+def reference_table(rows):
+    return [["truth, changed", "SSIM/PSNR", "in the head"]] + [
+        [name, pair(score), f"{score['ssim_head']:.2f}"]
+        for name, score in rows["references"].items() if name != "air"]
+
+
+def markdown(lines):
+    lines = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def figures():
+    """scenarios.png: SSIM and PSNR over the scenarios; lam.png: the searches."""
+    from matplotlib.figure import Figure
+    rows = read()
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    for k, (metric, ax) in enumerate(zip(("ssim", "psnr"), figure.subplots(1, 2))):
+        for colour, (group, own) in enumerate(groups(rows).items()):
+            values = [[row["scenarios"][s][metric] for row in own] for s in SCENARIOS]
+            ax.plot(SCENARIOS, list(map(fmean, values)), "o-", color=f"C{colour}", label=group)
+            ax.fill_between(SCENARIOS, list(map(min, values)), list(map(max, values)),
+                            color=f"C{colour}", alpha=.15)
+            if group in PAPER:
+                ax.plot(SCENARIOS, PAPER[group][k], "--", color=f"C{colour}", lw=1,
+                        label=f"{group}, paper")
+        copy = rows["copy_report_128"]["scenarios"]
+        ax.plot(SCENARIOS, [copy[s][metric] for s in SCENARIOS], "kx:", label="copy of the input")
+        ax.set_ylabel({"ssim": "SSIM x 100", "psnr": "PSNR [dB]"}[metric])
+        ax.legend(fontsize=7)
+    figure.savefig(HERE / "scenarios.png", dpi=100)
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    ax = figure.subplots()
+    for colour, method in enumerate(METHODS):
+        found = lams(rows, method)
+        if found:
+            scores = [[gn0(row)["ssim"] for row in own] for own in found.values()]
+            ax.plot(list(found), list(map(fmean, scores)), "o-", color=f"C{colour}", label=method)
+            ax.fill_between(list(found), list(map(min, scores)), list(map(max, scores)),
+                            color=f"C{colour}", alpha=.15)
+    ax.set(xscale="log", xlabel="lam at 64x64", ylabel="SSIM x 100, GN0, three people")
+    ax.legend(fontsize=8)
+    figure.savefig(HERE / "lam.png", dpi=100)
 
 
 def main():
@@ -175,6 +296,11 @@ def main():
         print(even(read()))
     elif command == "references":
         references()
+    elif command == "tables":
+        for lines in (main_table, recipe_table, lam_table, reference_table):
+            print(markdown(lines(read())))
+    elif command == "figures":
+        figures()
     else:
         print(__doc__)
         sys.exit(2)
