@@ -238,10 +238,10 @@ def plot_residuals(path, x, translation, truth, scale, patients):
     scores = zip(patients, 100 * ssim(translation, truth), psnr(translation, truth))
     labels = [f"{label(who)}\nSSIM {s:.1f}\nPSNR {p:.1f} dB" for who, s, p in scores]
     columns = [("input\n$x$", x), ("translation\n$G(x)$", translation), ("truth", truth),
-               ("residual\n|translation - truth|", (translation - truth).abs())]
+               ("residual\n|G(x) - truth|", (translation - truth).abs())]
     caption = "The residual should be dark."
     if scale is not None:
-        columns.append(("scale\nexpected residual", scale))
+        columns.append(("scale\nit expects", scale))
         caption = ("A good scale is bright where the residual is bright. One colour bar holds for "
                    "both.")
     picture_grid(path, columns, len(columns) - 3, caption, labels=labels)
