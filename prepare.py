@@ -7,11 +7,11 @@
 --t1, --t2: SUBJECT-T1.nii.gz at any depth. --volumes: .h5 files of fastMRI's single-coil train and
 val. --ct: for every patient a folder of DICOM files, as in CQ500, or a NIfTI file in HU; RLE and
 JPEG 2000 work as installed, lossless JPEG with pylibjpeg. --out gets input/*.png, target/*.png,
-evaluation/NAME_input.png and NAME_target.png, and manifest.json with every choice; NAME.h5 is one
-file, beside it NAME.json and the preview NAME.png. The same command goes on where it stopped and
-tries again what could not be used; --limit, a first look, needs its own --out. In mri2ct an IXI T1
-gives some 154 slices, where Sec. 4.1 counts 79. Brains lie nose up, their left on the right, as
-radiologists look at them; the authors' own sample lies nose down: do not mix the two.
+evaluation/NAME_input.png and NAME_target.png, and manifest.json with every choice; data.py looks at
+it and packs it. The same command goes on where it stopped and tries again what could not be used;
+--limit, a first look, needs its own --out. In mri2ct an IXI T1 gives some 154 slices, where Sec.
+4.1 counts 79. Brains lie nose up, their left on the right, as radiologists look at them; the
+authors' own sample lies nose down: do not mix the two.
 """
 import argparse
 import contextlib
@@ -30,7 +30,7 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from data import SETS, find_images, gather, patient, picture_grid, read_folder, write_h5
+from data import SETS, find_images, patient
 from run import bounded, fail, memory_may_run_out, progress, replace_file
 
 PARTS = ("input", "target", "evaluation")
@@ -254,10 +254,10 @@ def plain_series(paths):
                 said = re.sub(r"(?<!CT )\b\w\w?\b", "", path.parent.name.replace("_", " "))
                 said = header.get("SeriesDescription") or said.strip()
                 header.title = f"{header.get('SeriesNumber') or 0} {said}"
-                axes, place = directions(header), header.get("ImagePositionPatient")
-                header.height = place and round(float(axes[0] @ np.array(place, float)), 2)
+                axes, corner = directions(header), header.get("ImagePositionPatient")
+                header.height = corner and round(float(axes[0] @ np.array(corner, float)), 2)
                 tags = (header.get(tag) for tag in ("SeriesInstanceUID", "Rows", "Columns"))
-                series.setdefault((*tags, not place, *axes.round(2).flat), []).append(header)
+                series.setdefault((*tags, not corner, *axes.round(2).flat), []).append(header)
         except ValueError as error:
             remarks.append(str(error))
     for headers in series.values():
@@ -314,22 +314,22 @@ def listed(folders, fits, wanted):
         yield from fit or fail(f"{folder}: no {wanted} in or below it; give the unpacked archive")
 
 
-def keep_apart(places, name, place):
-    if places.setdefault(name, place) != place:
-        fail(f"{places[name]} and {place} would both be {name}; rename one or move it elsewhere")
+def keep_apart(taken, name, path):
+    if taken.setdefault(name, path) != path:
+        fail(f"{taken[name]} and {path} would both be {name}; rename one or move it elsewhere")
 
 
 def by_subject(folders, contrast=None):
     """-> {subject: file}. IXI012-HH-1211-T1.nii.gz wins over IXI012-HH-1211-T1-mask.nii.gz."""
     form = rf"(.+?)[-_]{contrast}w?([-_.].*)?\.nii(\.gz)?" if contrast else r"(.+)()\.h5"
     wanted = f"file named like IXI012-HH-1211-{contrast}.nii.gz" if contrast else ".h5 file"
-    form, files, spellings, places = re.compile(form, re.IGNORECASE), {}, {}, {}
+    form, files, spellings, names = re.compile(form, re.IGNORECASE), {}, {}, {}
     paths = [path for _, path in listed(folders, lambda path: form.fullmatch(path.name), wanted)]
     for path in sorted(paths, key=lambda path: bool(form.fullmatch(path.name)[2])):
         spelling = form.fullmatch(path.name)[1]
         subject = UNFIT.sub("-", spelling)
         keep_apart(spellings, subject, spelling)
-        keep_apart(places, path.name, path)
+        keep_apart(names, path.name, path)
         if files.setdefault(subject, path) != path:
             print(f"{path} is left out: {files[subject].name} is taken", file=sys.stderr)
     return files
@@ -372,20 +372,20 @@ def mri2ct(args):
         named = NIFTI.search(path.name) or path.suffix.lower() == ".dcm"
         return named or path.name.upper() != "DICOMDIR" and misc.is_dicom(path)
     t1, scans, owners = by_subject([args.t1], "T1"), {}, {}
-    places = dict(t1)
+    sources = dict(t1)
     for folder, path in listed(args.ct, fits, "DICOM or NIfTI file"):
         first, *inside = path.relative_to(folder).parts
         own = inside or NIFTI.search(first)
-        place = Path(folder, first) if own else Path(folder).resolve()
-        name = UNFIT.sub("-", place.name if inside else NIFTI.sub("", place.name))
-        keep_apart(places, name, place)
+        source = Path(folder, first) if own else Path(folder).resolve()
+        name = UNFIT.sub("-", source.name if inside else NIFTI.sub("", source.name))
+        keep_apart(sources, name, source)
         scans.setdefault(name, []).append(path)
     for name, path in [(name, path) for name, paths in scans.items() for path in paths[:9]]:
         with contextlib.suppress(Exception):  # what is wrong with it is said when its turn comes
             header = dcmread(path, specific_tags=["PatientID"], stop_before_pixels=True)
             person = str(header.PatientID).strip()
             if person.strip("0") and not re.search("anon|unknown", person.lower()):
-                keep_apart(owners, f"one person by PatientID ({person})", places[name])
+                keep_apart(owners, f"one person by PatientID ({person})", sources[name])
     mri, target = shuffled(t1, args)[:args.patients_mri], shuffled(scans, args)
     print(f"{len(t1)} T1 volumes found, {len(mri)} taken; {len(scans)} CT patients found")
     held = max(1, round(len(mri) / 10)) if len(mri) > 1 else 0
@@ -425,7 +425,7 @@ def prepare_volume(folder, part, stem, sources, args):
 def begin(folder, parts, volumes, unopened, args):
     """-> the manifest of an earlier run that left slices, or a new one; others end the program. Who
     could not be opened then and can be now joins input or target."""
-    elsewhere = ("t1", "t2", "ct", "volumes", "out", "preview")  # differ between people
+    elsewhere = ("t1", "t2", "ct", "volumes", "out")  # differ between people
     settings = {key: value for key, value in vars(args).items() if key not in elsewhere}
     if not any(path for part in PARTS for path in (folder / part).glob("[!.]*")):
         return settings | {"drawn": parts, "unopened": [*unopened], "bad": unopened, "volumes": {}}
@@ -444,14 +444,14 @@ def begin(folder, parts, volumes, unopened, args):
     return before | {"bad": still_bad | unopened}
 
 
-def save(place, manifest):
+def save(path, manifest):
     """The split holds who gave slices; a list of numbers takes one line."""
     manifest["split"] = {part: [] for part in PARTS}
     for who, part in sorted({(patient(k), v["part"]) for k, v in manifest["volumes"].items()}):
         manifest["split"][part].append(who)
     text = json.dumps(manifest, indent=1)
     text = re.sub(r"\[[-+.\de,\s]+\]", lambda numbers: " ".join(numbers[0].split()), text) + "\n"
-    replace_file(place, lambda place: place.write_text(text))
+    replace_file(path, lambda unfinished: unfinished.write_text(text))
 
 
 def prepare(folder, manifest, volumes, args):
@@ -478,7 +478,7 @@ def prepare(folder, manifest, volumes, args):
 
 
 def report(folder, manifest, args):
-    """Says what there is, draws and packs it; ends the program where a set is without a slice."""
+    """Says what there is; ends the program where a set is without a slice."""
     entries, bad, done = find_images(folder), manifest["bad"], manifest["volumes"].values()
     files = {s: [paths[s] for _, paths in entries if s in paths] for s in SETS}
     print(f"{args.out}: " + ", ".join(f"{len(paths)} slices for {s}" for s, paths in files.items()))
@@ -493,30 +493,15 @@ def report(folder, manifest, args):
     taken = len(manifest["split"]["target"])
     if taken < getattr(args, "patients_ct", 0):
         print(f"{taken} CT patients, not {args.patients_ct}: no others can be used")
-    packed = args.out != folder
-    if args.preview:
-        columns = {which: [Image.open(paths[i * (len(paths) - 1) // 7]) for i in range(8)]
-                   for which, paths in files.items() if paths}
-        place = args.out.with_suffix(".png") if packed else folder / "preview.png"
-        picture_grid(place, columns)
-    if packed:
-        save(args.out.with_suffix(".json"), manifest)
-        write_h5(args.out, gather(*read_folder(folder, args.size, SETS), args.size))
-        if not bad:
-            return shutil.rmtree(folder)
-        print(f"{folder} is kept: the same command tries the skipped volumes again")
 
 
-def go(args):
-    """One at a time in a folder: a killed run's lock dies with it. An .h5 is packed at the end, of
-    PNG files in NAME.part, which stays while volumes are bad."""
+def prepare_locked(args):
+    """Prepares a folder in which no other run is at work. The lock ends with the process."""
     import fcntl
-    packed = args.out.suffix.lower() == ".h5"
-    folder = args.out.with_suffix(".part") if packed else args.out
-    taken = args.out.is_file() or packed and folder.is_dir()
-    if packed and args.out.is_dir() or taken and not (folder / ".lock").exists():
-        fail(f"{args.out}: is finished, or it or {folder.name} is something else; choose another "
-             "--out or remove it")
+    folder = args.out
+    if folder.is_file() or folder.suffix.lower() == ".h5":
+        fail(f"{folder}: wants a folder for PNG files; choose another --out, which data.py packs: "
+             f"python data.py FOLDER --h5 {folder}")
     parts, volumes, unopened = {"ixi": ixi, "fastmri": fastmri, "mri2ct": mri2ct}[args.task](args)
     try:
         for part in PARTS:
@@ -535,15 +520,14 @@ def go(args):
         report(folder, manifest, args)
 
 
-@memory_may_run_out("choose a smaller --size or --limit, or a folder for --out")
+@memory_may_run_out("choose a smaller --size")
 def main():
     common = argparse.ArgumentParser(add_help=False)
     add, many = common.add_argument, bounded(int, 1, 10 ** 9)
-    add("--out", type=Path, required=True, help="folder for PNG files, or NAME.h5 for one file")
+    add("--out", type=Path, required=True, help="folder for PNG files; data.py can pack it")
     add("--size", type=bounded(int, 1, 4096), default=256, help="side d in pixels (Sec. 4.1: 256)")
     add("--seed", type=int, default=0, help="decides who goes where (Sec. 4.1: randomly)")
     add("--limit", type=many, help="a first look at so many patients, with an --out of its own")
-    add("--preview", action="store_true", help="also draw slices: OUT/preview.png or NAME.png")
     add("--normalise", choices=("volume", "slice"), default="volume", help="its own grey scale")
     parser = argparse.ArgumentParser(description="Turn raw IXI, fastMRI and CQ500 into slices.")
     tasks = parser.add_subparsers(dest="task", required=True)
@@ -567,7 +551,7 @@ def main():
         each.formatter_class = partial(argparse.RawDescriptionHelpFormatter, width=79)
     args = parser.parse_args()
     try:
-        go(args)
+        prepare_locked(args)
     except ModuleNotFoundError as error:
         fail(f"{error.name} is missing; install it with: pip install {error.name}")
     except (OSError, KeyboardInterrupt) as error:  # readers turn their OSErrors into ValueErrors

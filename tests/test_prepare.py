@@ -399,8 +399,8 @@ def test_mri_to_ct_has_inputs_without_targets_to_evaluate(cli):
         write_ct(cli.folder / "CQ500" / "CQ500CT7 CQ500CT7" / "CT Plain" / f"{k}.dcm", ct_head(k), (0, 0, k), k)
     for i in range(3):
         write_nifti(cli.folder / "t1" / f"IXI00{i}-T1.nii.gz", *T1_GRID)
-    cli("mri2ct --t1 t1 --ct CQ500 --out out.h5 --size 64 --patients-mri 2")
-    slices = data.load("out.h5", 64)
+    cli("mri2ct --t1 t1 --ct CQ500 --out out --size 64 --patients-mri 2")
+    slices = data.load("out", 64)
     assert [len(getattr(slices, which)) for which in data.SETS] == [38, 6, 38, 0]  # T1: of 40
     assert len({data.patient(name) for name in slices.names["input"] + slices.names["evaluation_input"]}) == 2
 
@@ -542,22 +542,6 @@ def test_a_missing_package_is_asked_for_in_one_sentence(cli, monkeypatch, capsys
     monkeypatch.setitem(sys.modules, "nibabel", None)
     assert "pip install nibabel" in refused(cli, "ixi --t1 t1 --t2 t2 --out out", capsys)
 
-
-def test_h5_holds_what_the_folder_holds_and_preview_is_drawn(cli, capsys):
-    write_ixi(cli.folder, "abcd")
-    line = "ixi --t1 t1 --t2 t2 --size 64 --limit 3 --preview --out "
-    cli(line + "folder")
-    cli(line + "packed.h5")
-    one, other = data.load("folder", 64), data.load("packed.h5", 64)
-    assert one.names == other.names and len(one.names["evaluation_target"]) == 20
-    assert all(np.array_equal(getattr(one, s), getattr(other, s)) for s in data.SETS)
-    assert json.loads(Path("packed.json").read_text()) == manifest("folder")
-    with h5py.File("packed.h5") as file:
-        assert file["input"].chunks == (1, 64, 64) and file["input"].dtype == np.uint8
-        assert file["input"].compression == "gzip"
-    assert sorted(p.name for p in Path().glob("packed*")) == ["packed.h5", "packed.json", "packed.png"]
-    assert Image.open("folder/preview.png").width > 700
-    assert "is finished" in refused(cli, line + "packed.h5", capsys)
 
 # ---------------------------------------------------------------- nothing wrong slips in
 
@@ -768,8 +752,6 @@ def test_a_set_without_a_slice_ends_with_exit_code_2_and_the_reasons(cli, capsys
     write_series("ct/a", SeriesDescription="CTA")
     said = refused(cli, "mri2ct --t1 t1 --ct ct --out out --size 64", capsys)
     assert "target" in said and "a: no plain axial CT" in said and "contrast agent" in said
-    refused(cli, "mri2ct --t1 t1 --ct ct --out out.h5 --size 64", capsys)
-    assert not Path("out.h5").exists() and manifest("out.part")["bad"]
 
 
 def test_ct_patients_who_cannot_be_used_are_replaced_or_the_shortfall_is_said(cli, capsys):
@@ -795,15 +777,13 @@ def test_what_a_killed_run_left_aside_is_removed(cli):
     assert not list(Path("out").glob(".unfinished*"))
 
 
-def test_a_users_own_folders_are_left_alone(cli, capsys):
+def test_a_users_own_folders_are_left_alone(cli):
     write_ixi(cli.folder, "ab")
-    theirs = Path("out/unfinished-thesis/page.txt"), Path("knee.part/mine.txt")
-    for path in theirs:
-        path.parent.mkdir(parents=True)
-        path.touch()
+    theirs = Path("out/unfinished-thesis/page.txt")
+    theirs.parent.mkdir(parents=True)
+    theirs.touch()
     cli("ixi --t1 t1 --t2 t2 --size 64 --out out")
-    assert "knee.part" in refused(cli, "ixi --t1 t1 --t2 t2 --size 64 --out knee.h5", capsys)
-    assert all(path.exists() for path in theirs)
+    assert theirs.exists(), "a user's own file in --out was removed"
 
 
 def test_the_manifest_holds_every_choice(cli):
@@ -835,10 +815,16 @@ def test_reasons_name_the_folder_of_a_file(cli):
 def test_an_out_that_cannot_be_written_is_not_told_to_go_on(cli, capsys):
     write_ixi(cli.folder, "a")
     Path("file").touch()
-    Path("folder.h5").mkdir()
-    for out in ("file/slices", "file", "folder.h5"):
+    for out in ("file/slices", "file"):
         said = refused(cli, f"ixi --t1 t1 --t2 t2 --out {out}", capsys)
         assert "goes on" not in said and "choose another --out" in said
+
+
+def test_an_out_that_looks_like_one_file_is_told_who_packs_it(cli, capsys):
+    write_ixi(cli.folder, "a")
+    said = refused(cli, "ixi --t1 t1 --t2 t2 --out knee.H5", capsys)
+    assert "data.py" in said and "--h5 knee.H5" in said, f"nobody says how to get an .h5: {said}"
+    assert not Path("knee.H5").exists(), "a folder was made that looks like a file"
 
 
 def test_a_second_run_in_the_same_folder_ends_at_its_start(cli, monkeypatch, capsys):
@@ -852,22 +838,6 @@ def test_a_second_run_in_the_same_folder_ends_at_its_start(cli, monkeypatch, cap
     monkeypatch.setattr(Image.Image, "save", meanwhile)
     cli(line)
     assert "another run is at work" in said[0] and len(read("out/*/*.png")) == 40
-
-
-def test_a_finished_h5_is_completed_after_the_repair_of_a_volume(cli, capsys):
-    write_ixi(cli.folder, "abcdef")
-    whole = Path("t1/d-T1.nii.gz").read_bytes(), Path("t2/d-T2.nii.gz").read_bytes()
-    line = "ixi --t1 t1 --t2 t2 --size 64 --out out.h5"
-    Path("t1/d-T1.nii.gz").write_bytes(whole[0][:500])
-    Path("t2/d-T2.nii.gz").write_bytes(whole[1][:500])
-    cli(line)
-    assert "out.part is kept" in capsys.readouterr().out and json.loads(Path("out.json").read_text())["bad"]
-    Path("t1/d-T1.nii.gz").write_bytes(whole[0])
-    Path("t2/d-T2.nii.gz").write_bytes(whole[1])
-    cli(line)
-    with h5py.File("out.h5") as file:
-        assert any(name.startswith(b"d_") for which in data.SETS for name in file[f"{which}_names"])
-    assert not Path("out.part").exists() and "is finished" in refused(cli, line, capsys)
 
 
 # ---------------------------------------------------------------- what archives look like
