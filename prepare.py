@@ -85,7 +85,8 @@ def grey_limits(stack, kind, args):
 
 
 def fit_square(picture, spacing, size, limits):
-    """float32 [h,w], mm between rows and columns -> uint8 [size,size] of square pixels, and limits.
+    """float32 [h,w], mm between rows and columns -> uint8 [size,size] of square pixels, its limits,
+    and whether it was of a single grey before it was padded with black, which air need not be.
     Pillow's bicubic averages when it shrinks: from 320 to 256 it errs half as much as a box."""
     def to_grey(values, low, high):
         return np.clip((values - low) / max(high - low, 1e-12) * 255, 0, 255)
@@ -97,7 +98,7 @@ def fit_square(picture, spacing, size, limits):
     own = [float(max(small.min(), picture.min())), float(min(small.max(), picture.max()))]
     grey = np.rint(to_grey(small, *([0, 255] if limits else own))).astype(np.uint8)
     top, left = (size - h) // 2, (size - w) // 2
-    return np.pad(grey, ((top, size - h - top), (left, size - w - left))), limits or own
+    return np.pad(grey, ((top, size - h - top), (left, size - w - left))), limits or own, not np.ptp(grey)
 
 
 # ---------------------------------------------------------------- readers
@@ -121,6 +122,25 @@ def upright(voxels, affine):
     return turns.apply_orientation(voxels, turn), affine @ turns.inv_ornt_aff(turn, voxels.shape)
 
 
+def nifti_fault(image):
+    """Why a NIfTI image is no grey volume of which is known where it lies, or None."""
+    from nibabel.affines import apply_affine, voxel_sizes
+    shape, kind, sizes = image.shape, image.get_data_dtype(), voxel_sizes(image.affine)
+    forms = [form for form, code in (image.get_sform(True), image.get_qform(True)) if code]
+    if len(shape) < 3 or np.prod(shape[3:]) != 1 or not forms:
+        return f"{shape}; one 3-D volume is wanted, placed by sform or qform"
+    if kind.kind not in "iuf":
+        return f"its voxels are {kind}; grey values are wanted, not colours or complex numbers"
+    if not np.isfinite(forms).all():
+        return "its sform or qform holds NaN or infinity"
+    if sizes.min() < .05 or sizes.max() > 50:
+        return f"voxels of {sizes} by its sform or qform, which want millimetres"
+    corners = np.array(list(np.ndindex(2, 2, 2))) * shape[:3]
+    apart = np.linalg.norm(np.diff([apply_affine(form, corners) for form in forms], axis=0), axis=2)
+    if apart.max(initial=0) > 10:
+        return f"its sform and qform lie {apart.max():.0f} mm apart, and one of them is wrong"
+
+
 def read_nifti(path):
     """-> all slices, upright, and their affine. NaN and infinities become the smallest value."""
     import nibabel
@@ -129,11 +149,12 @@ def read_nifti(path):
             with gzip.open(path) as stream:
                 stream.seek(0, 2)
         image = nibabel.load(path)
-        placed = image.header["sform_code"] or image.header["qform_code"]
-        if np.prod(image.shape[3:]) != 1 or not placed:
-            raise ValueError(f"{image.shape}; one 3-D volume is wanted, placed by sform or qform")
+        if fault := nifti_fault(image):
+            raise ValueError(fault)
         voxels = image.get_fdata(dtype=np.float32, caching="unchanged").reshape(image.shape[:3])
         finite = np.isfinite(voxels)
+        if not finite.any():
+            raise ValueError("its voxels are all NaN or infinite")
         voxels[~finite] = voxels.min(where=finite, initial=np.inf)
         return upright(voxels, image.affine)
 
@@ -183,10 +204,17 @@ def knee(path, accelerated):
         kspace, undersampled = file["kspace"], "mask" in file
         if kspace.ndim != 3 or kspace.dtype.kind != "c" or undersampled:
             raise ValueError(f"{kspace.shape}, {undersampled=}; wants single-coil train and val")
-        measured = np.any(kspace[len(kspace) // 2], axis=0)  # older files hold columns of zeros
-        mask = column_mask(path.name, measured) if accelerated else measured
         numbers = core(len(kspace))
-        stack = np.stack([reconstruct(kspace[k] * mask) for k in numbers])
+        slices = kspace[numbers.start:numbers.stop]
+        if not np.isfinite(slices).all():
+            raise ValueError("its k-space holds NaN or infinity")
+        measured = np.any(slices, axis=(0, 1))  # older files hold columns of zeros at both ends
+        gaps = np.flatnonzero(~measured[measured.argmax():len(measured) - measured[::-1].argmax()])
+        if len(gaps) and measured.any():
+            raise ValueError(f"{len(gaps)} columns between measured ones were not measured, although "
+                             "it has no mask; wants fully sampled k-space")
+        mask = column_mask(path.name, measured) if accelerated else measured
+        stack = np.stack([reconstruct(image * mask) for image in slices])
     notes = {"file": path.name}
     if accelerated:
         notes |= {"acceleration": round(float(measured.sum() / max(1, mask.sum())), 3),
@@ -398,20 +426,24 @@ def mri2ct(args):
 
 def prepare_volume(folder, part, stem, sources, args):
     """-> notes for the manifest. Slices are written aside, then renamed: none is half-written.
-    Those of a single grey, in a pair on both sides, are left out."""
-    notes, halves = {"part": part}, {}
+    Those of a single grey, of a pair with one such half both, are left out; more than half of
+    them is a fault of the volume's: it is empty, or the two volumes of a pair lie apart."""
+    notes, halves, blanks = {"part": part}, {}, {}
     for domain, (kind, read) in sources.items():
         if part in (domain, "evaluation"):
             stack, affine, numbers, notes[kind] = read()
             limits = grey_limits(stack, kind, args)
             spacing = np.linalg.norm(affine[:3, 1:3], axis=0)
             squares = [fit_square(picture, spacing, args.size, limits) for picture in stack]
-            halves[domain if part == "evaluation" else kind] = [square for square, _ in squares]
-            notes[kind]["black_and_white"] = limits or [own for _, own in squares]
+            halves[domain if part == "evaluation" else kind] = [square for square, *_ in squares]
+            notes[kind]["black_and_white"] = limits or [own for _, own, _ in squares]
+            blanks[kind] = [blank for *_, blank in squares]
             del stack  # before the other half of the pair is read
-    blank = [all(np.ptp(square) == 0 for square in row) for row in zip(*halves.values())]
-    if all(blank):
-        raise ValueError("all its slices are of a single grey; its T1 and T2 may lie apart")
+    blank = [any(pair) for pair in zip(*blanks.values())]
+    if 2 * sum(blank) > len(blank):
+        found = ", ".join(f"{sum(flags)} of {kind}" for kind, flags in blanks.items())
+        raise ValueError(f"of its {len(blank)} slices too many are of a single grey ({found}); the "
+                         "volume is empty, or lies apart from its partner")
     with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder) as aside:
         for ending, squares in halves.items():
             for k, square, empty in zip(numbers, squares, blank):
@@ -488,6 +520,8 @@ def report(folder, manifest, args):
         if manifest["drawn"][part] and not files[which]:
             reasons = "; ".join(f"{stem}: {reason}" for stem, reason in [*bad.items()][:3])
             fail(f"{args.out}: not one slice for {part}; {reasons}")
+    if blank := sum(notes["of_one_grey"] for notes in done):
+        print(f"left out {blank} slices or pairs with a single grey")
     if reached := [notes["4x"]["acceleration"] for notes in done if "4x" in notes]:
         print(f"acceleration reached, over the measured columns: {min(reached)} to {max(reached)}")
     taken = len(manifest["split"]["target"])

@@ -657,19 +657,104 @@ def test_normalised_slices_reach_both_ends_after_shrinking(cli):
         assert picture[:, 8:-8].min() == 0 and picture.max() == 255
 
 
-def test_slices_of_one_grey_are_left_out_and_counted_and_a_pair_stays_while_one_half_shows_something(cli):
-    def low(x, y, z):
-        return head(x, y, z) * (z < 0)
+def cut_off(height):
+    return lambda x, y, z: head(x, y, z) * (z < height)
 
-    def lower(x, y, z):
-        return head(x, y, z) * (z < -20)
-    write_nifti(Path("t1/a-T1.nii.gz"), *T2_GRID, low)
-    write_nifti(Path("t2/a-T2.nii.gz"), *T2_GRID, lower)
+
+def test_a_pair_with_one_half_of_a_single_grey_is_left_out_and_counted(cli, capsys):
+    write_ixi(cli.folder, "a")
+    say_it_lies(Path("t1/a-T1.nii.gz"), up_by(60))
     cli("ixi --t1 t1 --t2 t2 --size 64 --out out")
-    names = [list(read(f"out/evaluation/*_{half}.png")) for half in ("input", "target")]
-    shown = sum(picture.any() for picture in read("out/evaluation/*_input.png").values())
-    assert len(names[0]) == len(names[1]) == shown == manifest()["volumes"]["a"]["slices"] < 14
-    assert manifest()["volumes"]["a"]["of_one_grey"] == 20 - shown
+    halves = [read(f"out/evaluation/*_{half}.png") for half in ("input", "target")]
+    assert list(halves[0]) == [name.replace("target", "input") for name in halves[1]], "pairs were torn apart"
+    blank = [name for half in halves for name, picture in half.items() if not np.ptp(picture)]
+    shown, notes = len(halves[0]), manifest()["volumes"]["a"]
+    assert not blank, f"pairs with an empty half were kept: {blank}"
+    assert shown == len(halves[1]) == notes["slices"] and 10 <= shown < 20, f"{shown} pairs, the manifest counts {notes}"
+    assert notes["of_one_grey"] == 20 - shown, f"{20 - shown} were left out, the manifest counts {notes['of_one_grey']}"
+    said = capsys.readouterr().out
+    assert f"left out {20 - shown} slices or pairs with a single grey" in said, said
+
+
+def up_by(millimetres):
+    return np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, millimetres], [0, 0, 0, 1]])
+
+
+def say_it_lies(path, motion):
+    """Moves what the file says of its place, not what it holds."""
+    image = nibabel.load(path)
+    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), motion @ image.affine), path)
+
+
+@pytest.mark.parametrize("fault, reason", [
+    ("NaN", "all NaN or infinite"), ("400 mm", "20 of t1, 0 of t2"), ("110 mm", "of t1, 0 of t2"), ("metres", "want millimetres"),
+    ("T2 in metres", "want millimetres"), ("a T1 mostly empty", "of t1, 0 of t2")])
+def test_a_patient_with_more_than_half_of_the_pairs_empty_is_bad_with_the_reason(cli, capsys, fault, reason):
+    write_ixi(cli.folder, "a")
+    path, (shape, affine), in_metres = Path("t1/a-T1.nii.gz"), T1_GRID, np.diag([.001, .001, .001, 1])
+    if fault == "NaN":
+        nibabel.save(nibabel.Nifti1Image(np.full(shape, np.nan, np.float32), affine), path)
+    elif fault.endswith("mm"):
+        say_it_lies(path, up_by(float(fault.split()[0])))
+    elif fault.endswith("metres"):
+        say_it_lies(Path("t2/a-T2.nii.gz") if "T2" in fault else path, in_metres)
+    else:
+        write_nifti(path, *T2_GRID, cut_off(-15))
+    said = refused(cli, "ixi --t1 t1 --t2 t2 --size 64 --out out", capsys)
+    assert reason in manifest()["bad"]["a"], f"{fault}: {manifest()['bad']}"
+    assert reason in said and not read("out/evaluation/*"), f"{fault}: pairs were written, or {said}"
+
+
+@pytest.mark.parametrize("normalise", ["volume", "slice"])
+def test_padding_does_not_hide_that_a_slice_is_of_a_single_grey(cli, normalise):
+    class Chosen(Arguments):
+        pass
+    Chosen.normalise = normalise
+    stack = np.full((2, 40, 60), 7, np.float32)
+    stack[0, 5:30, 5:50] = np.arange(45) * 20 + 10
+    stack[0, 0, 0] = 0  # below air, so that air becomes grey 1 or more
+    limits = [0, 800] if normalise == "volume" else None
+    found = [prepare.fit_square(picture, (1, 1), 64, limits) for picture in stack]
+    assert [blank for *_, blank in found] == [False, True], f"single grey: {[blank for *_, blank in found]}"
+    if normalise == "volume":
+        assert np.ptp(found[1][0]) > 0, "the example has lost its point: air is as black as the padding"
+
+
+@pytest.mark.parametrize("fault, reason", [
+    ("colours", "not colours"), ("complex numbers", "not colours or complex"), ("NaN in sform", "sform or qform holds NaN"),
+    ("sform 30 mm off", "30 mm apart"), ("flat", "want millimetres")])
+def test_a_nifti_file_that_is_no_placed_grey_volume_is_refused_by_its_fault(cli, fault, reason):
+    shape, affine = (8, 8, 8), np.eye(4)
+    kinds = {"colours": [("R", "u1"), ("G", "u1"), ("B", "u1")], "complex numbers": np.complex64}
+    image = nibabel.Nifti1Image(np.zeros(shape, kinds.get(fault, np.int16)), affine)
+    if fault == "sform 30 mm off":
+        image.set_qform(affine, 1)
+        image.set_sform(up_by(30), 1)
+    elif fault == "flat":
+        image.set_sform(np.diag([1, 1, 0, 1]), 1)
+        image.set_qform(None, 0)
+    nibabel.save(image, "odd.nii")
+    if fault == "NaN in sform":
+        whole = Path("odd.nii").read_bytes()
+        Path("odd.nii").write_bytes(whole[:292] + np.float32(np.nan).tobytes() + whole[296:])  # srow_x[3]
+    with pytest.raises(ValueError, match=reason) as end:
+        prepare.read_nifti(Path("odd.nii"))
+    assert "odd.nii cannot be used" in str(end.value), f"the file is not named: {end.value}"
+
+
+@pytest.mark.parametrize("fault, reason", [("NaN", "NaN or infinity"), ("gaps", "4 columns between measured ones")])
+def test_kspace_that_is_not_whole_is_refused_by_its_fault(cli, fault, reason):
+    kspace = write_knee(Path("knees/file1.h5"))
+    kspace[:, :, :6] = kspace[:, :, -5:] = 0  # never measured, as in older files: no fault
+    if fault == "NaN":
+        kspace[2, 5, 9] = np.nan
+    else:
+        kspace[:, :, 10:14] = 0
+    with h5py.File("knees/file1.h5", "a") as file:
+        file["kspace"][:] = kspace
+    with pytest.raises(ValueError, match=reason) as end:
+        prepare.knee(Path("knees/file1.h5"), False)
+    assert "file1.h5 cannot be used" in str(end.value), f"the file is not named: {end.value}"
 
 
 # ---------------------------------------------------------------- nothing right is lost
