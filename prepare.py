@@ -37,18 +37,21 @@ PARTS = ("input", "target", "evaluation")
 ACQUISITION = "CORPD_FBK"  # coronal proton density without fat suppression, as in Sec. 4.1
 # Becomes white. Sec. 4.2 has 100; but a few voxels of fat then press a brain into the lower greys.
 WHITE = 99.9
+HEAD = 90  # mm that a series must cover, about; then slices count
 AIR = -1024  # Hounsfield units; below lies only padding outside the scanner's circle
 UNFIT = re.compile(r"(?:[^\w.-]|_)+")  # in names: blanks, and underscores, which end a patient's
 NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 # Descriptions of CT series, in lower case; CQ500 has some 80. PLAIN takes along what it denies.
 PLAIN = re.compile(
-    r"(plain|\bpre(?=\b|contrast)|\bnon?(?=\W?(contrast|enhanced|iv\b|ce\b))|\bncct\b|unenhanced"
-    r"|without|\bw/?o\b|\bc-(?!\d)|\bs/c\b|\bnati[vf]|\b(sin|sem|sans|senza|ohne|zonder)\b)"
-    r"(\W*(or )?(contrast\w*|enhanced|agent|injection|iv|oral|ce|km|mdc|c)\b)*")
+    r"(plain|\bpre(?=\b|contrast)|\bnon?(?=\W{0,3}(con(trast|\b)|enhanc|iv\b|ce\b))|\bncct\b"
+    r"|unenhanc\w*|without|\bw */? *o(ut)?\b|\bc-(?!\d)|\bs/c\b|\bnati[vf]"
+    r"|\b(sin|sem|sans|senza|ohne|zonder)\b)"
+    r"(\W*(or )?(con(?!\W*contr)|contrast\w*|enhanc\w*|agent|injection|iv|oral|ce|km|mdc|c)\b)*")
 CONTRAST = re.compile(
-    r"contrast|enhanced|inject|post(?!erior|.?fossa|.?op|.?trauma)|angio|cect|perf|venous|arter"
-    r"|\d ?cc\b|\b(cta|c|ce|km|mdc|iv|oral|with|mit|con|avec)\b|\bw *(and|[&/+]|$)|[d&/+] *w\b")
-SHARP = re.compile(r"bone|hi.?res|hrct|sharp|lung|edge|\bh[67]\d|\bfc[38]\d")
+    r"contrast|enhanc|inject|post(?!erior|.?fossa|.?op|.?trauma)|angio|cect|perf|veno|arter|delay"
+    r"|bolus|\d ?cc\b|\b(ct[apv]|c|ce|km|mdc|iv|oral|with|mit|con|avec)\b|\bw *(and|[&/+]|$)"
+    r"|[d&/+] *w\b")
+SHARP = re.compile(r"bone|hi(gh)?.?res|hrct|sharp|lung|edge|\bh[67]\d|\bfc[38]\d")
 
 
 # ---------------------------------------------------------------- who goes where, slices, greys
@@ -98,7 +101,8 @@ def fit_square(picture, spacing, size, limits):
     own = [float(max(small.min(), picture.min())), float(min(small.max(), picture.max()))]
     grey = np.rint(to_grey(small, *([0, 255] if limits else own))).astype(np.uint8)
     top, left = (size - h) // 2, (size - w) // 2
-    return np.pad(grey, ((top, size - h - top), (left, size - w - left))), limits or own, not np.ptp(grey)
+    square = np.pad(grey, ((top, size - h - top), (left, size - w - left)))
+    return square, limits or own, not np.ptp(grey)
 
 
 # ---------------------------------------------------------------- readers
@@ -129,16 +133,13 @@ def nifti_fault(image):
     forms = [form for form, code in (image.get_sform(True), image.get_qform(True)) if code]
     if len(shape) < 3 or np.prod(shape[3:]) != 1 or not forms:
         return f"{shape}; one 3-D volume is wanted, placed by sform or qform"
-    if kind.kind not in "iuf":
-        return f"its voxels are {kind}; grey values are wanted, not colours or complex numbers"
-    if not np.isfinite(forms).all():
-        return "its sform or qform holds NaN or infinity"
-    if sizes.min() < .05 or sizes.max() > 50:
-        return f"voxels of {sizes} by its sform or qform, which want millimetres"
     corners = np.array(list(np.ndindex(2, 2, 2))) * shape[:3]
-    apart = np.linalg.norm(np.diff([apply_affine(form, corners) for form in forms], axis=0), axis=2)
-    if apart.max(initial=0) > 10:
-        return f"its sform and qform lie {apart.max():.0f} mm apart, and one of them is wrong"
+    apart = np.ptp([apply_affine(form, corners) for form in forms], axis=0).max()
+    reasons = {f"its voxels are {kind}, not grey values": kind.kind not in "iuf",
+               "its sform or qform holds NaN or infinity": not np.isfinite(forms).all(),
+               f"voxels of {sizes}, not in mm": sizes.min() < .05 or sizes.max() > 50,
+               f"its sform and qform lie {apart:.0f} mm apart": apart > 10}
+    return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 def read_nifti(path):
@@ -164,6 +165,8 @@ def brain(path, grid_path=None):
     T1 is stored sagittal, its T2 axial, some 13 degrees apart. Nothing is registered."""
     from scipy import ndimage
     stack, affine = read_nifti(grid_path or path)
+    if len(stack) < 5:
+        raise ValueError(f"{(grid_path or path).name} has {len(stack)} axial slices; 5 are wanted")
     numbers, notes = core(len(stack)), {"file": path.name}
     if not grid_path:
         return stack[numbers.start:numbers.stop], affine, numbers, notes
@@ -211,8 +214,7 @@ def knee(path, accelerated):
         measured = np.any(slices, axis=(0, 1))  # older files hold columns of zeros at both ends
         gaps = np.flatnonzero(~measured[measured.argmax():len(measured) - measured[::-1].argmax()])
         if len(gaps) and measured.any():
-            raise ValueError(f"{len(gaps)} columns between measured ones were not measured, although "
-                             "it has no mask; wants fully sampled k-space")
+            raise ValueError(f"{len(gaps)} columns between measured ones hold nothing")
         mask = column_mask(path.name, measured) if accelerated else measured
         stack = np.stack([reconstruct(image * mask) for image in slices])
     notes = {"file": path.name}
@@ -226,16 +228,38 @@ def ct(paths):
     """A patient's CT in Hounsfield units: the best plain axial DICOM series that can be read, else
     a NIfTI file. Gantry tilt, uneven distances, table and head holder stay, as in Sec. 4.1."""
     niftis = [path for path in paths if NIFTI.search(path.name)]
-    readers, remarks = plain_series([path for path in paths if path not in niftis])
-    for read in readers + [partial(brain, path) for path in niftis]:
+    series, remarks = plain_series([path for path in paths if path not in niftis])
+    volumes, others = plain_niftis(niftis)
+    remarks += others
+    for read in series + volumes:
         try:
             stack, affine, numbers, notes = read()
-            if "file" in notes and stack.min() >= -500:
-                raise ValueError(f"{notes['file']}: nothing below -500; not in HU, or without air")
+            if not np.any((stack >= AIR) & (stack < -500)):
+                raise ValueError(f"{notes.get('series') or notes['file']}: nothing below -500 but "
+                                 "padding; not in HU, or without air")
             return np.maximum(stack, AIR, out=stack), affine, numbers, notes | {"found": remarks}
         except ValueError as error:
             remarks.append(str(error))
     raise ValueError(f"no plain axial CT series: {'; '.join(remarks)}")
+
+
+def plain_niftis(paths):
+    """NIfTI files -> (readers of plain ones, the best first; a line on each), as plain_series():
+    dcm2niix names files by what series are called."""
+    import nibabel
+    fit, remarks = {}, []
+    for path in paths:
+        said = NIFTI.sub("", path.name).lower().replace("_", " ")
+        enhanced = CONTRAST.search(PLAIN.sub(" ", said))
+        remarks.append(f"{path.name}: {'contrast agent' if enhanced else 'plain'}")
+        height = voxels = 0
+        with contextlib.suppress(Exception):  # what is wrong with it is said when its turn comes
+            image = nibabel.load(path)
+            height, voxels = np.abs(image.affine[2, :3]) @ image.shape[:3], np.prod(image.shape)
+        if not enhanced:
+            rank = height < HEAD, bool(SHARP.search(said)), -min(height, HEAD), -voxels, path.name
+            fit[rank] = partial(brain, path)
+    return [fit[rank] for rank in sorted(fit)], remarks
 
 
 def read_series(title, headers):
@@ -268,38 +292,71 @@ def directions(header):
     return np.stack([up * np.sign(up[2]), six[3:], six[:3]])
 
 
-def plain_series(paths):
-    """DICOM files -> (readers of plain axial series, the best first; a line on all that was found):
-    no gap; not derived, which is cut twice; of a soft kernel, since noise hides grey and white
-    matter; of most slices: Sec. 4.1 counts 130 a patient. An odd file costs only itself."""
+def described(header, path):
+    """A series' number and description; without one the name of its folder. CQ500 makes folders
+    "CT C" of descriptions; elsewhere C is the third of A, B, C, and IV the fourth of I, II, III."""
+    folder = path.parent.name.replace("_", " ")
+    said = re.sub(r"(?i)^iv$|(?<!CT )\bc\b(?![-+])", "", folder).strip()
+    return f"{header.get('SeriesNumber') or 0} {header.get('SeriesDescription') or said}"
+
+
+def grouped(paths):
+    """DICOM files -> (one list of headers for each acquisition that stands alone, why files cannot
+    be read). An odd file costs only itself."""
     import pydicom
-    series, remarks, fit = {}, [], {}
+    series, remarks = {}, []
     for path in paths:
         try:
             with reading(path):
                 header = pydicom.dcmread(path, stop_before_pixels=True)
-                # CQ500 makes folders "CT C" of descriptions; elsewhere C is the third of A, B, C
-                said = re.sub(r"(?<!CT )\b\w\w?\b", "", path.parent.name.replace("_", " "))
-                said = header.get("SeriesDescription") or said.strip()
-                header.title = f"{header.get('SeriesNumber') or 0} {said}"
+                header.title = described(header, path)
                 axes, corner = directions(header), header.get("ImagePositionPatient")
                 header.height = corner and round(float(axes[0] @ np.array(corner, float)), 2)
+                header.later, header.acquisition = 0, int(header.get("AcquisitionNumber") or 0)
                 tags = (header.get(tag) for tag in ("SeriesInstanceUID", "Rows", "Columns"))
-                series.setdefault((*tags, not corner, *axes.round(2).flat), []).append(header)
+                key = *tags, not corner, *axes.round(2).flat
+                series.setdefault(key, []).append(header)
         except ValueError as error:
             remarks.append(str(error))
-    for headers in series.values():
+    return [part for headers in series.values() for part in acquisitions(headers)], remarks
+
+
+def acquisitions(headers):
+    """Takes a series apart whose acquisitions interleave, such as a plain and an enhanced one.
+    Acquisitions that stand on one another are one scan, made step by step."""
+    order = sorted((header.height or 0, header.acquisition) for header in headers)
+    numbers = sorted({number for _, number in order})
+    if sum(one[1] != other[1] for one, other in zip(order, order[1:])) < len(numbers):
+        return [headers]
+    for header in headers:
+        header.later = numbers.index(header.acquisition)
+        header.title += f", acquisition {header.acquisition}"
+    return [[header for header in headers if header.later == k] for k in range(len(numbers))]
+
+
+def plain_series(paths):
+    """DICOM files -> (readers of plain axial series, the best first; a line on all that was found):
+    covering a head; without a gap; not derived, which is cut twice; of a soft kernel, since noise
+    hides grey and white matter; of an acquisition before others; of most slices: Sec. 4.1 counts
+    130 a patient."""
+    (series, remarks), fit = grouped(paths), {}
+    for headers in series:
         first, reason = headers[0], why_not(headers)
         title = f"{first.title}, {len(headers)} files in {Path(first.filename).parent.name}: "
         if not reason:
             slices = {header.height: header for header in reversed(headers)}  # of twins the first
-            reason = gap(sorted(slices)) or "whole"
+            if twins := len(headers) - len(slices):
+                title += f"{twins} left out at heights of others, "
+            heights = sorted(slices)
+            covered = np.median(np.diff(heights)) * len(heights)
+            reason = gap(heights) or "whole"
             derived = "DERIVED" in str(first.get("ImageType")).upper()
             sharp = bool(SHARP.search(f"{first.title} {first.get('ConvolutionKernel')}".lower()))
-            rank = reason != "whole", derived, sharp, -len(slices), title + reason, len(fit)
-            fit[rank] = [slices[height] for height in sorted(slices)]
+            rank = (covered < HEAD, reason != "whole", derived, sharp, first.later,
+                    -min(covered, HEAD), -len(slices), title + reason, len(fit))
+            fit[rank] = [slices[height] for height in heights]
         remarks.append(title + reason)
-    suspects = sum(fit.values() or series.values(), [])
+    suspects = sum(fit.values() or series, [])
     if len({str(header.get("PatientID") or "").strip() for header in suspects} - {""}) > 1:
         raise ValueError("holds several people by PatientID; --ct wants a folder for every patient")
     return [partial(read_series, rank[-2], fit[rank]) for rank in sorted(fit)], remarks
@@ -322,12 +379,16 @@ def why_not(headers):
     left, denied = PLAIN.subn(" ", first.title.lower().replace("_", " "))  # "pre and post" is both
     agent = str(first.get("ContrastBolusAgent") or "no").strip().lower() not in ("none", "no", "n")
     pixels = f"{first.get('Modality')} {first.get('PhotometricInterpretation')}"
+    heights = len({header.height for header in headers})
+    files = len({header.get("SOPInstanceUID") for header in headers})  # copies count once
     reasons = {f"pixels are {pixels}": pixels != "CT MONOCHROME2",
                "no place, pixel spacing or Hounsfield units": None in map(first.get, tags),
                "localiser": "LOCALIZER" in str(first.get("ImageType")).upper(),
                "not axial": abs(directions(first)[0]).argmax() != 2,
                "contrast agent": CONTRAST.search(left) or agent and not denied,
-               "fewer than 5 slices": len(headers) < 5}
+               "pixel spacing changes": len({str(h.get("PixelSpacing")) for h in headers}) > 1,
+               "fewer than 5 slices": heights < 5,
+               f"{files} images at {heights} heights, several scans in one": files > 1.5 * heights}
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 

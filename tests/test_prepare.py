@@ -452,12 +452,17 @@ def test_ct_slices_are_numbered_from_bottom_to_top_whichever_way_their_normal_po
     ("CT ORAL IV", False), ("CTA_head", False), ("SIN CONTRASTE", True), ("Schaedel ohne KM", True), ("sans injection", True),
     ("CT without oral or IV contrast", True), ("NCCT", True), ("head no contrast", True), ("post op plain", True),
     ("Schaedel KM", False), ("Head CE", False), ("pre and post", False), ("Without and with", False), ("W/O & W", False),
-    ("with and without contrast", False), ("CT C-2", False), ("avec injection", False)])
+    ("with and without contrast", False), ("CT C-2", False), ("avec injection", False), ("HEAD NON CON", True),
+    ("Non-Con", True), ("NONCON HEAD", True), ("W/OUT CONTRAST", True), ("w/ out contrast", True), ("WO CON", True),
+    ("W O CONTRAST", True), ("non enhanced", True), ("non - contrast", True), ("pre con", True), ("pre, con contraste", False),
+    ("sin y con contraste", False), ("DELAYED", False), ("5 min delay", False), ("CTV", False), ("CTP", False),
+    ("TEST BOLUS", False), ("HEAD ENHANCE", False), ("venogram", False), ("W/OUT & W", False)])
 def test_descriptions_of_series_are_understood(cli, label, plain):
     write_ct(Path("a.dcm"), ct_head(0), (0, 0, 0), 1)
-    header = pydicom.dcmread("a.dcm")
-    header.title = label
-    assert (prepare.why_not([header] * 9) is None) == plain
+    headers = [pydicom.dcmread("a.dcm") for _ in range(5)]
+    for height, header in enumerate(headers):
+        header.title, header.height = label, height
+    assert (prepare.why_not(headers) is None) == plain, f"{label}: {prepare.why_not(headers)}"
 
 
 def test_ct_patients_that_cannot_be_used_are_named(cli, capsys):
@@ -687,8 +692,8 @@ def say_it_lies(path, motion):
 
 
 @pytest.mark.parametrize("fault, reason", [
-    ("NaN", "all NaN or infinite"), ("400 mm", "20 of t1, 0 of t2"), ("110 mm", "of t1, 0 of t2"), ("metres", "want millimetres"),
-    ("T2 in metres", "want millimetres"), ("a T1 mostly empty", "of t1, 0 of t2")])
+    ("NaN", "all NaN or infinite"), ("400 mm", "20 of t1, 0 of t2"), ("110 mm", "of t1, 0 of t2"), ("metres", "not in mm"),
+    ("T2 in metres", "not in mm"), ("a T1 mostly empty", "of t1, 0 of t2")])
 def test_a_patient_with_more_than_half_of_the_pairs_empty_is_bad_with_the_reason(cli, capsys, fault, reason):
     write_ixi(cli.folder, "a")
     path, (shape, affine), in_metres = Path("t1/a-T1.nii.gz"), T1_GRID, np.diag([.001, .001, .001, 1])
@@ -721,8 +726,8 @@ def test_padding_does_not_hide_that_a_slice_is_of_a_single_grey(cli, normalise):
 
 
 @pytest.mark.parametrize("fault, reason", [
-    ("colours", "not colours"), ("complex numbers", "not colours or complex"), ("NaN in sform", "sform or qform holds NaN"),
-    ("sform 30 mm off", "30 mm apart"), ("flat", "want millimetres")])
+    ("colours", "not grey values"), ("complex numbers", "complex64, not grey values"), ("NaN in sform", "sform or qform holds NaN"),
+    ("sform 30 mm off", "30 mm apart"), ("flat", "not in mm")])
 def test_a_nifti_file_that_is_no_placed_grey_volume_is_refused_by_its_fault(cli, fault, reason):
     shape, affine = (8, 8, 8), np.eye(4)
     kinds = {"colours": [("R", "u1"), ("G", "u1"), ("B", "u1")], "complex numbers": np.complex64}
