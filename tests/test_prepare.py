@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 import tracemalloc
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 import data
+import mutants
 import prepare
 
 nibabel = pytest.importorskip("nibabel", reason="nibabel is not installed: pip install nibabel")
@@ -75,7 +77,8 @@ def write_ct(path, pixels, position, number, axes=(1, 0, 0, 0, 1, 0), **tags):
     ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = pydicom.uid.CTImageStorage
     ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.4.{number}"
     ds.Modality, ds.PatientID, ds.SeriesInstanceUID, ds.SeriesNumber = "CT", "", "1.2.3", 1
-    ds.ImageType, ds.InstanceNumber, ds.SeriesDescription = ["ORIGINAL", "PRIMARY", "AXIAL"], number, "Plain"
+    ds.ImageType, ds.SeriesDescription = ["ORIGINAL", "PRIMARY", "AXIAL"], "Plain"
+    ds.InstanceNumber = number if isinstance(number, int) else 0
     ds.ImagePositionPatient, ds.ImageOrientationPatient, ds.PixelSpacing = list(map(float, position)), list(axes), [4., 4.]
     ds.Rows, ds.Columns = pixels.shape
     ds.SamplesPerPixel, ds.PhotometricInterpretation, ds.BitsAllocated, ds.BitsStored, ds.HighBit = 1, "MONOCHROME2", 16, 16, 15
@@ -550,9 +553,15 @@ def test_a_missing_package_is_asked_for_in_one_sentence(cli, monkeypatch, capsys
 
 # ---------------------------------------------------------------- nothing wrong slips in
 
-def write_series(folder, count=8, uid="1.2.3", start=0, **tags):
+def write_series(folder, count=8, uid="1.2.3", start=0, step=1, values=lambda stored: stored, **tags):
     for k in range(count):
-        write_ct(Path(folder, f"{k:03d}.dcm"), ct_head(k), (0, 0, start + k), k, SeriesInstanceUID=uid, **tags)
+        number = f"{uid}.{start}.{k}"  # every image has its own
+        write_ct(Path(folder, f"{k:03d}.dcm"), values(ct_head(k)), (0, 0, start + step * k), number, SeriesInstanceUID=uid,
+                 **{"InstanceNumber": k} | tags)
+
+
+def dicoms(folder="p"):
+    return sorted(Path(folder).rglob("*.dcm"))
 
 
 def write_hu(path, values=None):
@@ -585,6 +594,115 @@ def test_a_nifti_under_ct_without_hounsfield_units_is_refused_with_the_reason(cl
     write_hu(Path("p/x.nii.gz"), values)
     with pytest.raises(ValueError, match="nothing below -500"):
         prepare.ct([Path("p/x.nii.gz")])
+
+
+@pytest.mark.parametrize("name, values, tags", [
+    ("unsigned, without intercept", lambda stored: stored, dict(RescaleIntercept=0, PixelRepresentation=0)),
+    ("wrapped at 4096", lambda stored: (stored - 1024) % 4096, dict(RescaleIntercept=0, PixelRepresentation=0)),
+    ("only its padding is below", lambda stored: np.where(np.arange(64) < 3, -2000, stored), dict(RescaleIntercept=0))])
+def test_a_dicom_series_without_hounsfield_units_is_refused_with_the_reason(cli, name, values, tags):
+    write_series("p/s", values=values, **tags)
+    with pytest.raises(ValueError, match="nothing below -500") as end:
+        prepare.ct(dicoms())
+    assert "files in s" in str(end.value), f"{name}: the series is not named: {end.value}"
+
+
+def test_pixels_times_slope_plus_intercept_are_hounsfield_units():
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "a.dcm")
+        write_ct(path, ct_head(0) // 2, (0, 0, 0), 1, RescaleSlope=2)
+        hu = prepare.hounsfield(path)
+    expected = ct_head(0) // 2 * 2 - 1024
+    assert np.array_equal(hu, expected), f"tissue of {expected.max()} HU became {hu.max()}, air of {expected.min()} {hu.min()}"
+
+
+def test_a_plain_and_an_enhanced_acquisition_under_one_uid_are_never_mixed(cli):
+    """Of 15 and of 11 slices; both lie in one folder, as an archive's download has them, and only the plain one has -7."""
+    write_series("p/s/a", 15, start=0, AcquisitionNumber=1, values=lambda stored: stored - 7)
+    write_series("p/s/b", 11, start=2, AcquisitionNumber=2, ContrastBolusAgent="OMNIPAQUE", SeriesDescription="Head")
+    stack, _, _, notes = prepare.ct(dicoms())
+    assert stack.max() == 140 - 7 and stack.shape[0] == len(prepare.core(15)), f"slices were mixed: {notes}"
+    assert "acquisition 1, 15 files" in notes["series"], f"the acquisition is not named: {notes['series']}"
+    assert any("acquisition 2, 11 files" in line and "contrast agent" in line for line in notes["found"]), notes["found"]
+
+
+def test_of_two_acquisitions_that_say_nothing_the_first_is_taken(cli):
+    write_series("p/s/a", 15, AcquisitionNumber=12)
+    write_series("p/s/b", 15, AcquisitionNumber=2, values=lambda stored: stored - 7)
+    stack, *_, notes = prepare.ct(dicoms())
+    assert stack.max() == 140 - 7, f"the later one was taken: {notes['series']}"
+
+
+def test_acquisitions_that_stand_on_one_another_are_one_series(cli):
+    for k in range(12):
+        write_series(f"p/s/{k}", 1, start=k, AcquisitionNumber=k // 2)
+    assert "12 files" in prepare.ct(dicoms())[3]["series"], "a scan made step by step was taken apart"
+
+
+def test_twins_are_counted_and_scans_that_nothing_tells_apart_are_refused(cli):
+    write_series("p/s/a", 15)
+    write_series("p/s/b", 2, start=3)
+    assert "2 left out at heights of others" in prepare.ct(dicoms())[3]["series"], prepare.ct(dicoms())[3]
+    Path("p/copy.dcm").write_bytes(Path("p/s/a/000.dcm").read_bytes())
+    assert "3 left out" in prepare.ct(dicoms())[3]["series"], "a copy of a file made a scan of its own"
+    write_series("p/s/c", 12, start=1)
+    with pytest.raises(ValueError, match="29 images at 15 heights, several scans in one"):
+        prepare.ct(dicoms())
+
+
+def test_a_series_whose_pixel_spacing_changes_is_named(cli):
+    write_series("p/s/a", 5)
+    write_series("p/s/b", 5, start=5, PixelSpacing=[.5, .5])
+    with pytest.raises(ValueError, match="pixel spacing changes"):
+        prepare.ct(dicoms())
+
+
+def test_a_series_that_covers_the_head_goes_before_a_slab_of_more_slices(cli):
+    write_series("p/slab", 32, "1.2.1", step=.625)
+    write_series("p/head", 25, "1.2.2", step=5, ImageType=["DERIVED", "SECONDARY"], SeriesDescription="sharp")
+    assert "25 files in head" in prepare.ct(dicoms())[3]["series"], "a slab of 20 mm was taken for a head"
+    write_series("p/thin", 50, "1.2.3", step=2.5, ImageType=["DERIVED", "SECONDARY"], SeriesDescription="sharp")
+    write_series("p/more", 30, "1.2.4", step=5, ImageType=["DERIVED", "SECONDARY"], SeriesDescription="sharp")
+    assert "50 files in thin" in prepare.ct(dicoms())[3]["series"], "beyond 100 mm slices do not count"
+
+
+def test_twenty_files_at_one_height_are_no_series(cli):
+    write_series("p/cine", 20, step=0)
+    with pytest.raises(ValueError, match="fewer than 5 slices"):
+        prepare.ct(dicoms())
+
+
+@pytest.mark.parametrize("folder, plain", [("WO CONTRAST", True), ("NO CONTRAST", True), ("HEAD NON CON", True), ("C", True),
+                                           ("series C", True), ("IV", True), ("CT C", False), ("HEAD C+", False), ("KM 5mm", False)])
+def test_names_of_folders_are_understood_where_descriptions_are_missing(cli, folder, plain):
+    write_series(f"p/{folder}", SeriesDescription=None)
+    try:
+        found = bool(prepare.ct(dicoms()))
+    except ValueError as error:
+        found = False
+        assert "contrast agent" in str(error), str(error)
+    assert found == plain, f"a folder {folder!r} without descriptions counts as {'plain' if found else 'enhanced'}"
+
+
+def test_hi_res_is_sharp_and_stands_back(cli):
+    write_series("p/HI RES", 9, "1.2.1", SeriesDescription=None)
+    write_series("p/soft", 8, "1.2.2")
+    assert "8 files in soft" in prepare.ct(dicoms())[3]["series"], "the sharp series was taken"
+
+
+def test_of_a_patients_nifti_files_the_best_plain_one_is_taken_and_the_others_are_listed(cli):
+    """Named as dcm2niix names them."""
+    for name in ("4cc_sec_150cc_D3D_on_20100101_5", "CT_PLAIN_BONE_20100101_7", "CT_PLAIN_THIN_20100101_2", "scout_1"):
+        write_hu(Path(f"p/{name}.nii.gz"))
+    nibabel.save(nibabel.Nifti1Image(np.full((64, 64, 3), -1000, np.int16), np.eye(4)), "p/scout_1.nii.gz")
+    *_, notes = prepare.ct(sorted(Path("p").glob("*.nii.gz")))
+    assert notes["file"] == "CT_PLAIN_THIN_20100101_2.nii.gz", f"taken: {notes['file']}"
+    found = "; ".join(notes["found"])
+    assert found.count("nii.gz") == 4 and "D3D_on_20100101_5.nii.gz: contrast agent" in found, found
+    with pytest.raises(ValueError, match="contrast agent"):
+        prepare.ct([Path("p/4cc_sec_150cc_D3D_on_20100101_5.nii.gz")])
+    with pytest.raises(ValueError, match="scout_1.nii.gz has 3 axial slices; 5 are wanted"):
+        prepare.ct([Path("p/scout_1.nii.gz")])
 
 
 def test_one_flipped_bit_in_a_compressed_nifti_never_passes(cli):
@@ -989,6 +1107,32 @@ def test_help_fits_80_columns_and_shows_an_example_after_the_options(cli, capsys
         said = capsys.readouterr().out
         assert max(map(len, said.splitlines())) <= 80
         assert said.index("options:") < said.index(f"example: python prepare.py {task}")
+
+
+# ---------------------------------------------------------------- planted mistakes
+
+MISTAKES = [(mutants.Mutant(name, "prepare.py", line, wrong, mutants.LIKELY), audit) for name, line, wrong, audit in (
+    ("intercept_before_slope", "image.pixel_array * slope + intercept", "(image.pixel_array + intercept) * slope",
+     lambda cli: test_pixels_times_slope_plus_intercept_are_hounsfield_units()),
+    ("acquisitions_mixed", "for part in acquisitions(headers)]", "for part in [headers]]",
+     lambda cli: test_a_plain_and_an_enhanced_acquisition_under_one_uid_are_never_mixed(cli)),
+    ("slices_before_millimetres", "rank = (covered < HEAD, ", "rank = (False, ",
+     lambda cli: test_a_series_that_covers_the_head_goes_before_a_slab_of_more_slices(cli)),
+    ("greys_tested_after_padding", "not np.ptp(grey)", "not np.ptp(square)",
+     lambda cli: test_padding_does_not_hide_that_a_slice_is_of_a_single_grey(cli, "volume")),
+    ("pairs_kept_with_an_empty_half", "blank = [any(pair)", "blank = [all(pair)",
+     lambda cli: test_a_pair_with_one_half_of_a_single_grey_is_left_out_and_counted(cli, capsys=None)))]
+
+
+@pytest.mark.parametrize("mutant, audit", MISTAKES, ids=[mutant.name for mutant, _ in MISTAKES])
+def test_a_mistake_planted_in_prepare_is_noticed(cli, mutant, audit):
+    source = Path(prepare.__file__).read_text()
+    try:
+        exec(compile(mutants.plant(mutant, source), prepare.__file__, "exec"), vars(prepare))
+        with pytest.raises((AssertionError, ValueError)):
+            audit(cli)
+    finally:
+        exec(compile(source, prepare.__file__, "exec"), vars(prepare))
 
 
 # ---------------------------------------------------------------- real files
