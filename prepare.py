@@ -23,6 +23,7 @@ import re
 import shutil
 import sys
 import tempfile
+import time
 from functools import partial
 from pathlib import Path
 
@@ -416,7 +417,9 @@ def by_subject(folders, contrast=None):
     paths = [path for _, path in listed(folders, lambda path: form.fullmatch(path.name), wanted)]
     for path in sorted(paths, key=lambda path: bool(form.fullmatch(path.name)[2])):
         spelling = form.fullmatch(path.name)[1]
-        subject = UNFIT.sub("-", spelling)
+        # BIDS: sub-00_ses-1 is of the patient sub-00, and stays so with its underscore
+        who = spelling.split("_", 1) if spelling.startswith("sub-") else [spelling]
+        subject = "_".join(UNFIT.sub("-", part) for part in who)
         keep_apart(spellings, subject, spelling)
         keep_apart(names, path.name, path)
         if files.setdefault(subject, path) != path:
@@ -427,9 +430,12 @@ def by_subject(folders, contrast=None):
 def ixi(args):
     t1, t2 = by_subject([args.t1], "T1"), by_subject([args.t2], "T2")
     both = sorted(t1.keys() & t2.keys())
-    print(f"{len(both)} subjects have T1 and T2; {len(t1.keys() ^ t2.keys())} are left out")
-    return split(both, args), {who: {"input": ("t1", partial(brain, t1[who], t2[who])),
-                                     "target": ("t2", partial(brain, t2[who]))} for who in both}, {}
+    people = {patient(stem) for stem in both}
+    print(f"{len(both)} T1 of {len(people)} patients have their T2; "
+          f"{len(t1.keys() ^ t2.keys())} volumes have no partner and are left out")
+    return split(people, args), {stem: {"input": ("t1", partial(brain, t1[stem], t2[stem])),
+                                        "target": ("t2", partial(brain, t2[stem]))}
+                                 for stem in both}, {}
 
 
 def fastmri(args):
@@ -452,33 +458,58 @@ def fastmri(args):
     return split({patient(stem) for stem in volumes}, args), volumes, unopened
 
 
+def keep_people_apart(scans, sources):
+    """Refuses two CT patients who are one by PatientID. An ID that most of them share, such as
+    REMOVED, says nothing, unless their examination is the same, too."""
+    from pydicom import dcmread
+    owners, tags = {}, ["PatientID", "StudyInstanceUID"]
+    for name, path in [(name, path) for name, paths in scans.items() for path in paths[:9]]:
+        with contextlib.suppress(Exception):  # what is wrong with it is said when its turn comes
+            header = dcmread(path, specific_tags=tags, stop_before_pixels=True)
+            person = str(header.PatientID).strip()
+            if person.strip("0") and not re.search("anon|unknown", person.lower()):
+                for study in ("", str(header.get("StudyInstanceUID") or name)):
+                    owners.setdefault((person, study), {})[name] = sources[name]
+    for (person, study), theirs in owners.items():
+        if len(theirs) > 1 and (study or 2 * len(theirs) <= len(scans)):
+            one, other, *_ = theirs.values()
+            fail(f"{one} and {other} hold one person by PatientID ({person}); --ct wants all that "
+                 "is one patient's in one folder")
+
+
 def mri2ct(args):
     """What lies directly in --ct is a patient; so is --ct itself where DICOM files lie in it. All
     are drawn; the first --patients-ct that can be used count."""
-    from pydicom import dcmread, misc
+    from pydicom import misc
 
     def fits(path):
         named = NIFTI.search(path.name) or path.suffix.lower() == ".dcm"
         return named or path.name.upper() != "DICOMDIR" and misc.is_dicom(path)
-    t1, scans, owners = by_subject([args.t1], "T1"), {}, {}
-    sources = dict(t1)
+    t1, scans, used = by_subject([args.t1], "T1"), {}, set()
+    sources = {patient(stem): path for stem, path in t1.items()}
     for folder, path in listed(args.ct, fits, "DICOM or NIfTI file"):
         first, *inside = path.relative_to(folder).parts
+        used.add(Path(folder, first))
         own = inside or NIFTI.search(first)
         source = Path(folder, first) if own else Path(folder).resolve()
         name = UNFIT.sub("-", source.name if inside else NIFTI.sub("", source.name))
         keep_apart(sources, name, source)
         scans.setdefault(name, []).append(path)
-    for name, path in [(name, path) for name, paths in scans.items() for path in paths[:9]]:
-        with contextlib.suppress(Exception):  # what is wrong with it is said when its turn comes
-            header = dcmread(path, specific_tags=["PatientID"], stop_before_pixels=True)
-            person = str(header.PatientID).strip()
-            if person.strip("0") and not re.search("anon|unknown", person.lower()):
-                keep_apart(owners, f"one person by PatientID ({person})", sources[name])
-    mri, target = shuffled(t1, args)[:args.patients_mri], shuffled(scans, args)
-    print(f"{len(t1)} T1 volumes found, {len(mri)} taken; {len(scans)} CT patients found")
+    keep_people_apart(scans, sources)
+    entries = [entry for folder in args.ct for entry in sorted(Path(folder).glob("[!.]*"))]
+    if unused := [entry for entry in entries if entry not in used]:
+        more = f" and {len(unused) - 10} more" * (len(unused) > 10)
+        print(f"left out, since no NIfTI file and no DICOM file with its preamble is in them: "
+              f"{', '.join(map(str, unused[:10]))}{more}", file=sys.stderr)
+    if flat := sum(bool(NIFTI.search(sources[name].name)) for name in scans):
+        print(f"{flat} NIfTI files lie directly in --ct, and each counts as a patient; several of "
+              "one patient belong into a folder")
+    mri = shuffled({patient(stem) for stem in t1}, args)[:args.patients_mri]
+    target = shuffled(scans, args)
+    print(f"{len(t1)} T1 volumes found, {len(mri)} patients taken; {len(scans)} CT patients found")
     held = max(1, round(len(mri) / 10)) if len(mri) > 1 else 0
-    volumes = {who: {"input": ("t1", partial(brain, t1[who]))} for who in mri}
+    volumes = {stem: {"input": ("t1", partial(brain, path))} for stem, path in t1.items()
+               if patient(stem) in mri}
     volumes |= {who: {"target": ("ct", partial(ct, scans[who]))} for who in target}
     return dict(zip(PARTS, (sorted(mri[held:]), target, sorted(mri[:held])))), volumes, {}
 
@@ -548,26 +579,34 @@ def save(path, manifest):
 
 
 def prepare(folder, manifest, volumes, args):
-    """Goes through the volumes that are not done; bad ones have another chance."""
+    """Goes through the volumes that are not done; bad ones have another chance. The manifest is
+    saved first, at the end and now and then: a run killed in between does a few volumes again."""
     part_of = {who: part for part, people in manifest["drawn"].items() for who in people}
     done, bad = manifest["volumes"], manifest["bad"]
     todo = [stem for stem in volumes if patient(stem) in part_of and stem not in done]
     print(f"{len(todo) + len(done)} volumes, {len(done)} of them done already")
-    save(folder / "manifest.json", manifest)  # first, so that a run killed early can go on
-    for count, stem in enumerate(todo, 1):
-        progress(count, len(todo), "volume")
-        enough = len(manifest["split"]["target"]) >= getattr(args, "patients_ct", 0)
-        if enough and "ct" in volumes[stem].get("target", ()):
-            continue
-        try:
-            done[stem] = prepare_volume(folder, part_of[patient(stem)], stem, volumes[stem], args)
-            bad.pop(stem, None)
-            if scan := done[stem].get("ct"):
-                print(f"{stem}: {scan.get('series') or scan['file']}")
-        except ValueError as error:
-            bad[stem] = str(error)
-            print(f"skipped {stem}: {error}", file=sys.stderr)
-        save(folder / "manifest.json", manifest)
+    path, due = folder / "manifest.json", 0
+    try:
+        for count, stem in enumerate(todo, 1):
+            if time.monotonic() >= due:  # writing it takes longer the more it holds
+                save(path, manifest)
+                due = time.monotonic() + 5
+            progress(count, len(todo), "volume")
+            taken = sum("ct" in notes for notes in done.values())
+            enough = taken >= getattr(args, "patients_ct", 0)
+            if enough and "ct" in volumes[stem].get("target", ()):
+                continue
+            try:
+                part = part_of[patient(stem)]
+                done[stem] = prepare_volume(folder, part, stem, volumes[stem], args)
+                bad.pop(stem, None)
+                if scan := done[stem].get("ct"):
+                    print(f"{stem}: {scan.get('series') or scan['file']}")
+            except ValueError as error:
+                bad[stem] = str(error)
+                print(f"skipped {stem}: {error}", file=sys.stderr)
+    finally:
+        save(path, manifest)
 
 
 def report(folder, manifest, args):
@@ -638,7 +677,8 @@ def main():
         help="centre of the CT window in HU (Sec. 4.1: none)")
     add("--width", type=bounded(float, 1, 1e5), default=400,
         help="width of the CT window in HU (Sec. 4.1: none)")
-    add("--patients-mri", type=many, default=144, help="T1 patients (Sec. 4.1: 144)")
+    add("--patients-mri", type=many, default=144, 
+        help="T1 patients (Sec. 4.1: 144); 14 of 144 are held back, 130 left to train on")
     add("--patients-ct", type=many, default=80, help="CT patients (Sec. 4.1: 80)")
     examples = [line.split() for line in __doc__.splitlines() if "python prepare.py" in line]
     for each, words in zip((parser, *tasks.choices.values()), examples[:1] + examples):

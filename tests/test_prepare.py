@@ -744,15 +744,78 @@ def test_names_that_would_be_one_patient_are_refused_by_name(cli, capsys):
     assert "train/file1.h5 and val/file1.h5" in refused(cli, "fastmri --volumes train val --out out", capsys)
 
 
-def test_ct_one_level_too_deep_ends_with_a_sentence_but_anonymous_patients_do_not(cli, capsys):
+def test_ct_one_level_too_deep_ends_with_a_sentence(cli, capsys):
     write_nifti(Path("t1/IXI001-T1.nii.gz"), *T1_GRID)
     for who in "ab":
-        write_series(f"deep/{who}", PatientID="CQ500-CT-7")
-        write_series(f"wide/{who}", PatientID="ANONYMOUS")
+        write_series(f"deep/{who}", PatientID="CQ500-CT-7", StudyInstanceUID="1.2.8")
     said = refused(cli, "mri2ct --t1 t1 --ct deep --out out", capsys)
-    assert "deep/a and deep/b" in said and "CQ500-CT-7" in said
+    assert "deep/a and deep/b" in said and "CQ500-CT-7" in said and "in one folder" in said, said
+
+
+def test_one_person_in_two_of_many_folders_is_refused(cli, capsys):
+    write_nifti(Path("t1/IXI001-T1.nii.gz"), *T1_GRID)
+    for who in "abcd":
+        write_series(f"ct/{who}", PatientID="7" if who in "bd" else who, StudyInstanceUID=f"1.2.{ord(who)}")
+    said = refused(cli, "mri2ct --t1 t1 --ct ct --out out", capsys)
+    assert "ct/b and ct/d" in said and "(7)" in said, said
+
+
+@pytest.mark.parametrize("ids", [["ANONYMOUS"] * 3, ["REMOVED"] * 3, ["REMOVED", "REMOVED", "7"]])
+def test_a_patient_id_that_most_folders_share_says_nothing(cli, ids):
+    write_nifti(Path("t1/IXI001-T1.nii.gz"), *T1_GRID)
+    for who, person in zip("abc", ids):
+        write_series(f"wide/{who}", PatientID=person, StudyInstanceUID=f"1.2.{ord(who)}")
     cli("mri2ct --t1 t1 --ct wide --out out --size 64")
-    assert manifest()["split"]["target"] == ["a", "b"]
+    assert manifest()["split"]["target"] == ["a", "b", "c"], f"with {ids}: {manifest()['split']}"
+
+
+def test_what_gave_nothing_in_ct_is_named(cli, capsys):
+    write_nifti(Path("t1/IXI001-T1.nii.gz"), *T1_GRID)
+    write_series("ct/good")
+    Path("ct/empty").mkdir()
+    Path("ct/p2.zip").touch()
+    write_series("ct/bare")
+    for path in list(Path("ct/bare").iterdir()):  # as files without the 128 bytes and DICM before the header
+        path.with_suffix("").write_bytes(path.read_bytes()[132:])
+        path.unlink()
+    cli("mri2ct --t1 t1 --ct ct --out out --size 64")
+    said = capsys.readouterr().err
+    assert all(name in said for name in ("ct/empty", "ct/p2.zip", "ct/bare")), f"not all are named: {said}"
+    assert "ct/good" not in said, said
+    for k in range(12):
+        Path(f"ct/good/{k}.txt").touch()
+    cli("mri2ct --t1 t1 --ct ct/good --out other --size 64")
+    said = capsys.readouterr().err
+    assert "7.txt and 2 more" in said and ".dcm" not in said, said
+
+
+def test_nifti_files_lying_directly_in_ct_are_said_to_be_patients(cli, capsys):
+    write_nifti(Path("t1/IXI001-T1.nii.gz"), *T1_GRID)
+    for name in ("P1_PLAIN_THIN_2", "P1_4cc_sec_150cc_5"):
+        write_hu(Path(f"ct/{name}.nii.gz"))
+    cli("mri2ct --t1 t1 --ct ct --out out --size 64")
+    said = capsys.readouterr().out
+    assert "2 NIfTI files lie directly in --ct, and each counts as a patient" in said, said
+    assert "contrast agent" in manifest()["bad"]["P1-4cc-sec-150cc-5"], manifest()["bad"]
+
+
+def test_sessions_of_one_bids_subject_stay_on_one_side(cli):
+    names = [f"sub-{k:02d}_ses-{session}" for k in range(5) for session in (1, 2)]
+    for name in names:
+        write_nifti(Path(f"t1/{name}_T1w.nii.gz"), *T1_GRID)
+        write_nifti(Path(f"t2/{name}_T2w.nii.gz"), *T2_GRID)
+    cli("ixi --t1 t1 --t2 t2 --out out --size 64")
+    drawn = manifest()["drawn"]
+    assert sorted(sum(drawn.values(), [])) == [f"sub-{k:02d}" for k in range(5)], f"the patients are {drawn}"
+    assert sorted(manifest()["volumes"]) == names, f"the volumes are {sorted(manifest()['volumes'])}"
+    slices = data.load("out", 64)
+    people = [{data.patient(name) for name in slices.names[which]} for which in data.SETS[:3]]
+    assert sum(map(len, people)) == 5 == len(set.union(*people)), f"somebody is in two sets: {people}"
+    write_series("ct/a")
+    cli("mri2ct --t1 t1 --ct ct --out other --size 64 --patients-mri 3")
+    parts = manifest("other")["split"]
+    assert len(parts["input"]) == 2 and len(parts["evaluation"]) == 1 and not set(parts["input"]) & set(parts["evaluation"]), parts
+    assert len(manifest("other")["volumes"]) == 3 * 2 + 1, f"both sessions count: {sorted(manifest('other')['volumes'])}"
 
 
 @pytest.mark.parametrize("heights, missing", [
@@ -953,6 +1016,55 @@ def test_a_run_killed_between_the_first_volume_and_its_note_goes_on(cli, monkeyp
     monkeypatch.setattr(os, "replace", replace)
     cli("ixi --t1 t1 --t2 t2 --size 64 --out out")
     assert sorted(manifest()["volumes"]) == ["a", "b"]
+
+
+def test_the_manifest_is_not_written_for_every_volume_and_a_killed_run_ends_in_equal_pictures(cli, monkeypatch):
+    class Killed(BaseException):
+        pass
+    replace, written = os.replace, []
+
+    def watched(source, target):
+        if "manifest" in str(target):
+            written.append(target)
+            if killing and len(written) > 1:  # as if the end had come before the manifest
+                raise Killed
+        replace(source, target)
+    write_ixi(cli.folder, "abcdefgh")
+    monkeypatch.setattr(os, "replace", watched)
+    killing = False
+    cli("ixi --t1 t1 --t2 t2 --size 64 --out whole")
+    assert 2 <= len(written) <= 4, f"8 volumes in a few seconds: the manifest was written {len(written)} times"
+    killing, written[:] = True, []
+    with pytest.raises(Killed):
+        cli("ixi --t1 t1 --t2 t2 --size 64 --out out")
+    killing = False
+    cli("ixi --t1 t1 --t2 t2 --size 64 --out out")
+    one, other = read("out/*/*.png"), read("whole/*/*.png")
+    assert list(one) == list(other) and all(map(np.array_equal, one.values(), other.values())), "resumed to other pictures"
+    assert manifest() == manifest("whole"), "resumed to another manifest"
+
+
+def test_the_manifest_is_saved_every_few_seconds(cli, monkeypatch):
+    write_ixi(cli.folder, "abcdef")
+    clock, save, written = iter(range(0, 1000, 3)), prepare.save, []
+    monkeypatch.setattr(prepare.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(prepare, "save", lambda path, notes: (written.append(len(notes["volumes"])), save(path, notes)))
+    cli("ixi --t1 t1 --t2 t2 --size 64 --out out")
+    assert written[0] == 0 and written[-1] == 6 and 3 <= len(written) <= 6, f"saved after {written} volumes"
+
+
+def test_what_is_said_of_144_mri_patients_is_so(cli, capsys):
+    for k in range(150):
+        Path("t1").mkdir(exist_ok=True)
+        Path(f"t1/IXI{k:03d}-T1.nii.gz").touch()
+    write_series("ct/a")
+    arguments = argparse.Namespace(t1="t1", ct=["ct"], limit=None, seed=0, patients_mri=144)
+    drawn = prepare.mri2ct(arguments)[0]
+    assert (len(drawn["input"]), len(drawn["evaluation"])) == (130, 14), f"{len(drawn['input'])} are left to train on"
+    with pytest.raises(SystemExit):
+        cli("mri2ct --help")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "14 of 144 are held back, 130 left to train on" in said, said
 
 
 def test_a_set_without_a_slice_ends_with_exit_code_2_and_the_reasons(cli, capsys):
