@@ -129,16 +129,14 @@ def upright(voxels, affine):
 
 def nifti_fault(image):
     """Why a NIfTI image is no grey volume of which is known where it lies, or None."""
-    from nibabel.affines import apply_affine, voxel_sizes
-    shape, kind, sizes = image.shape, image.get_data_dtype(), voxel_sizes(image.affine)
+    shape, kind, lengths = image.shape, image.get_data_dtype(), np.abs(image.affine[:3, :3]).max(0)
     forms = [form for form, code in (image.get_sform(True), image.get_qform(True)) if code]
     if len(shape) < 3 or np.prod(shape[3:]) != 1 or not forms:
         return f"{shape}; one 3-D volume is wanted, placed by sform or qform"
-    corners = np.array(list(np.ndindex(2, 2, 2))) * shape[:3]
-    apart = np.ptp([apply_affine(form, corners) for form in forms], axis=0).max()
+    apart = np.ptp(forms @ np.array([*shape[:3], 1]), axis=0).max()  # where they put a corner
     reasons = {f"its voxels are {kind}, not grey values": kind.kind not in "iuf",
                "its sform or qform holds NaN or infinity": not np.isfinite(forms).all(),
-               f"voxels of {sizes}, not in mm": sizes.min() < .05 or sizes.max() > 50,
+               f"voxels of {lengths}, not in mm": lengths.min() < .05 or lengths.max() > 50,
                f"its sform and qform lie {apart:.0f} mm apart": apart > 10}
     return next((reason for reason, holds in reasons.items() if holds), None)
 
@@ -213,9 +211,8 @@ def knee(path, accelerated):
         if not np.isfinite(slices).all():
             raise ValueError("its k-space holds NaN or infinity")
         measured = np.any(slices, axis=(0, 1))  # older files hold columns of zeros at both ends
-        gaps = np.flatnonzero(~measured[measured.argmax():len(measured) - measured[::-1].argmax()])
-        if len(gaps) and measured.any():
-            raise ValueError(f"{len(gaps)} columns between measured ones hold nothing")
+        if gaps := np.sum(~np.trim_zeros(measured)):
+            raise ValueError(f"{gaps} columns between measured ones hold nothing")
         mask = column_mask(path.name, measured) if accelerated else measured
         stack = np.stack([reconstruct(image * mask) for image in slices])
     notes = {"file": path.name}
@@ -228,16 +225,15 @@ def knee(path, accelerated):
 def ct(paths):
     """A patient's CT in Hounsfield units: the best plain axial DICOM series that can be read, else
     a NIfTI file. Gantry tilt, uneven distances, table and head holder stay, as in Sec. 4.1."""
-    niftis = [path for path in paths if NIFTI.search(path.name)]
-    series, remarks = plain_series([path for path in paths if path not in niftis])
-    volumes, others = plain_niftis(niftis)
+    volumes, others = plain_niftis([path for path in paths if NIFTI.search(path.name)])
+    series, remarks = plain_series([path for path in paths if not NIFTI.search(path.name)])
     remarks += others
     for read in series + volumes:
         try:
             stack, affine, numbers, notes = read()
-            if not np.any((stack >= AIR) & (stack < -500)):
-                raise ValueError(f"{notes.get('series') or notes['file']}: nothing below -500 but "
-                                 "padding; not in HU, or without air")
+            if not np.any((stack >= AIR) & (stack < -500)):  # below lies padding
+                source = notes.get("series") or notes["file"]
+                raise ValueError(f"{source}: nothing below -500; not in HU, or without air")
             return np.maximum(stack, AIR, out=stack), affine, numbers, notes | {"found": remarks}
         except ValueError as error:
             remarks.append(str(error))
@@ -245,22 +241,13 @@ def ct(paths):
 
 
 def plain_niftis(paths):
-    """NIfTI files -> (readers of plain ones, the best first; a line on each), as plain_series():
-    dcm2niix names files by what series are called."""
-    import nibabel
-    fit, remarks = {}, []
-    for path in paths:
-        said = NIFTI.sub("", path.name).lower().replace("_", " ")
-        enhanced = CONTRAST.search(PLAIN.sub(" ", said))
-        remarks.append(f"{path.name}: {'contrast agent' if enhanced else 'plain'}")
-        height = voxels = 0
-        with contextlib.suppress(Exception):  # what is wrong with it is said when its turn comes
-            image = nibabel.load(path)
-            height, voxels = np.abs(image.affine[2, :3]) @ image.shape[:3], np.prod(image.shape)
-        if not enhanced:
-            rank = height < HEAD, bool(SHARP.search(said)), -min(height, HEAD), -voxels, path.name
-            fit[rank] = partial(brain, path)
-    return [fit[rank] for rank in sorted(fit)], remarks
+    """NIfTI files -> (readers of plain ones, the best first; a line on each). dcm2niix names them
+    as series are called; the largest file has most slices."""
+    names = {path: unlabelled(NIFTI.sub("", path.name)).lower() for path in paths}
+    fit = [path for path in paths if not CONTRAST.search(PLAIN.sub(" ", names[path]))]
+    fit.sort(key=lambda path: (bool(SHARP.search(names[path])), -path.stat().st_size))
+    remarks = [f"{path.name}: {'plain' if path in fit else 'contrast agent'}" for path in paths]
+    return [partial(brain, path) for path in fit], remarks
 
 
 def read_series(title, headers):
@@ -293,12 +280,10 @@ def directions(header):
     return np.stack([up * np.sign(up[2]), six[3:], six[:3]])
 
 
-def described(header, path):
-    """A series' number and description; without one the name of its folder. CQ500 makes folders
-    "CT C" of descriptions; elsewhere C is the third of A, B, C, and IV the fourth of I, II, III."""
-    folder = path.parent.name.replace("_", " ")
-    said = re.sub(r"(?i)^iv$|(?<!CT )\bc\b(?![-+])", "", folder).strip()
-    return f"{header.get('SeriesNumber') or 0} {header.get('SeriesDescription') or said}"
+def unlabelled(name):
+    """CQ500 calls folders "CT C" as their series; elsewhere C is the third of A, B, C, IV of I, II,
+    III, and no contrast agent."""
+    return re.sub(r"(?i)^iv$|(?<!CT )\bc\b(?![-+])", "", name.replace("_", " ")).strip()
 
 
 def grouped(paths):
@@ -310,13 +295,13 @@ def grouped(paths):
         try:
             with reading(path):
                 header = pydicom.dcmread(path, stop_before_pixels=True)
-                header.title = described(header, path)
+                said = header.get("SeriesDescription") or unlabelled(path.parent.name)
+                header.title = f"{header.get('SeriesNumber') or 0} {said}"
                 axes, corner = directions(header), header.get("ImagePositionPatient")
                 header.height = corner and round(float(axes[0] @ np.array(corner, float)), 2)
                 header.later, header.acquisition = 0, int(header.get("AcquisitionNumber") or 0)
                 tags = (header.get(tag) for tag in ("SeriesInstanceUID", "Rows", "Columns"))
-                key = *tags, not corner, *axes.round(2).flat
-                series.setdefault(key, []).append(header)
+                series.setdefault((*tags, not corner, *axes.round(2).flat), []).append(header)
         except ValueError as error:
             remarks.append(str(error))
     return [part for headers in series.values() for part in acquisitions(headers)], remarks
@@ -337,17 +322,16 @@ def acquisitions(headers):
 
 def plain_series(paths):
     """DICOM files -> (readers of plain axial series, the best first; a line on all that was found):
-    covering a head; without a gap; not derived, which is cut twice; of a soft kernel, since noise
-    hides grey and white matter; of an acquisition before others; of most slices: Sec. 4.1 counts
-    130 a patient."""
+    of a whole head; without a gap; not derived, which is cut twice; of a soft kernel, since noise
+    hides grey and white matter; the first acquisition; most slices: Sec. 4.1 counts 130."""
     (series, remarks), fit = grouped(paths), {}
     for headers in series:
         first, reason = headers[0], why_not(headers)
         title = f"{first.title}, {len(headers)} files in {Path(first.filename).parent.name}: "
         if not reason:
             slices = {header.height: header for header in reversed(headers)}  # of twins the first
-            if twins := len(headers) - len(slices):
-                title += f"{twins} left out at heights of others, "
+            twins = len(headers) - len(slices)
+            title += f"{twins} left out at heights of others, " * (twins > 0)
             heights = sorted(slices)
             covered = np.median(np.diff(heights)) * len(heights)
             reason = gap(heights) or "whole"
@@ -410,16 +394,15 @@ def keep_apart(taken, name, path):
 
 
 def by_subject(folders, contrast=None):
-    """-> {subject: file}. IXI012-HH-1211-T1.nii.gz wins over IXI012-HH-1211-T1-mask.nii.gz."""
+    """-> {subject: file}. IXI012-HH-1211-T1.nii.gz wins over IXI012-HH-1211-T1-mask.nii.gz. BIDS's
+    sub-00_ses-1 keeps its underscore: the patient is sub-00."""
     form = rf"(.+?)[-_]{contrast}w?([-_.].*)?\.nii(\.gz)?" if contrast else r"(.+)()\.h5"
     wanted = f"file named like IXI012-HH-1211-{contrast}.nii.gz" if contrast else ".h5 file"
     form, files, spellings, names = re.compile(form, re.IGNORECASE), {}, {}, {}
     paths = [path for _, path in listed(folders, lambda path: form.fullmatch(path.name), wanted)]
     for path in sorted(paths, key=lambda path: bool(form.fullmatch(path.name)[2])):
         spelling = form.fullmatch(path.name)[1]
-        # BIDS: sub-00_ses-1 is of the patient sub-00, and stays so with its underscore
-        who = spelling.split("_", 1) if spelling.startswith("sub-") else [spelling]
-        subject = "_".join(UNFIT.sub("-", part) for part in who)
+        subject = re.sub(r"^(sub-[^-]+)-", r"\1_", UNFIT.sub("-", spelling))
         keep_apart(spellings, subject, spelling)
         keep_apart(names, path.name, path)
         if files.setdefault(subject, path) != path:
@@ -431,11 +414,11 @@ def ixi(args):
     t1, t2 = by_subject([args.t1], "T1"), by_subject([args.t2], "T2")
     both = sorted(t1.keys() & t2.keys())
     people = {patient(stem) for stem in both}
-    print(f"{len(both)} T1 of {len(people)} patients have their T2; "
-          f"{len(t1.keys() ^ t2.keys())} volumes have no partner and are left out")
-    return split(people, args), {stem: {"input": ("t1", partial(brain, t1[stem], t2[stem])),
-                                        "target": ("t2", partial(brain, t2[stem]))}
-                                 for stem in both}, {}
+    print(f"{len(both)} T1 of {len(people)} patients have a T2; {len(t1.keys() ^ t2.keys())} "
+          "volumes have no partner and are left out")
+    volumes = {stem: {"input": ("t1", partial(brain, t1[stem], t2[stem])),
+                      "target": ("t2", partial(brain, t2[stem]))} for stem in both}
+    return split(people, args), volumes, {}
 
 
 def fastmri(args):
@@ -459,8 +442,8 @@ def fastmri(args):
 
 
 def keep_people_apart(scans, sources):
-    """Refuses two CT patients who are one by PatientID. An ID that most of them share, such as
-    REMOVED, says nothing, unless their examination is the same, too."""
+    """Refuses two CT patients who are one by PatientID. An ID that most share, such as REMOVED,
+    says nothing, unless their examination is the same, too."""
     from pydicom import dcmread
     owners, tags = {}, ["PatientID", "StudyInstanceUID"]
     for name, path in [(name, path) for name, paths in scans.items() for path in paths[:9]]:
@@ -473,8 +456,7 @@ def keep_people_apart(scans, sources):
     for (person, study), theirs in owners.items():
         if len(theirs) > 1 and (study or 2 * len(theirs) <= len(scans)):
             one, other, *_ = theirs.values()
-            fail(f"{one} and {other} hold one person by PatientID ({person}); --ct wants all that "
-                 "is one patient's in one folder")
+            fail(f"{one} and {other} are one person by PatientID ({person}); put both in one folder")
 
 
 def mri2ct(args):
@@ -496,17 +478,16 @@ def mri2ct(args):
         keep_apart(sources, name, source)
         scans.setdefault(name, []).append(path)
     keep_people_apart(scans, sources)
-    entries = [entry for folder in args.ct for entry in sorted(Path(folder).glob("[!.]*"))]
-    if unused := [entry for entry in entries if entry not in used]:
-        more = f" and {len(unused) - 10} more" * (len(unused) > 10)
-        print(f"left out, since no NIfTI file and no DICOM file with its preamble is in them: "
-              f"{', '.join(map(str, unused[:10]))}{more}", file=sys.stderr)
-    if flat := sum(bool(NIFTI.search(sources[name].name)) for name in scans):
-        print(f"{flat} NIfTI files lie directly in --ct, and each counts as a patient; several of "
-              "one patient belong into a folder")
+    unused = [str(entry) for folder in args.ct for entry in sorted(Path(folder).glob("[!.]*"))
+              if entry not in used]
+    if unused:
+        print(f"left out: {len(unused)} entries of --ct without a NIfTI file and without a DICOM "
+              f"file with its preamble: {', '.join(unused[:10])}", file=sys.stderr)
+    flat = sum(bool(NIFTI.search(sources[name].name)) for name in scans)
     mri = shuffled({patient(stem) for stem in t1}, args)[:args.patients_mri]
     target = shuffled(scans, args)
-    print(f"{len(t1)} T1 volumes found, {len(mri)} patients taken; {len(scans)} CT patients found")
+    print(f"{len(t1)} T1 volumes found, {len(mri)} patients taken; {len(scans)} CT patients found, "
+          f"{flat} of them NIfTI files directly in --ct, each taken for a patient")
     held = max(1, round(len(mri) / 10)) if len(mri) > 1 else 0
     volumes = {stem: {"input": ("t1", partial(brain, path))} for stem, path in t1.items()
                if patient(stem) in mri}
@@ -527,14 +508,14 @@ def prepare_volume(folder, part, stem, sources, args):
             limits = grey_limits(stack, kind, args)
             spacing = np.linalg.norm(affine[:3, 1:3], axis=0)
             squares = [fit_square(picture, spacing, args.size, limits) for picture in stack]
-            halves[domain if part == "evaluation" else kind] = [square for square, *_ in squares]
-            notes[kind]["black_and_white"] = limits or [own for _, own, _ in squares]
-            blanks[kind] = [blank for *_, blank in squares]
+            ending = domain if part == "evaluation" else kind
+            halves[ending], own, blanks[kind] = map(list, zip(*squares))
+            notes[kind]["black_and_white"] = limits or own
             del stack  # before the other half of the pair is read
     blank = [any(pair) for pair in zip(*blanks.values())]
     if 2 * sum(blank) > len(blank):
         found = ", ".join(f"{sum(flags)} of {kind}" for kind, flags in blanks.items())
-        raise ValueError(f"of its {len(blank)} slices too many are of a single grey ({found}); the "
+        raise ValueError(f"too many of its {len(blank)} slices are of a single grey ({found}); the "
                          "volume is empty, or lies apart from its partner")
     with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder) as aside:
         for ending, squares in halves.items():
@@ -570,9 +551,8 @@ def begin(folder, parts, volumes, unopened, args):
 
 def save(path, manifest):
     """The split holds who gave slices; a list of numbers takes one line."""
-    manifest["split"] = {part: [] for part in PARTS}
-    for who, part in sorted({(patient(k), v["part"]) for k, v in manifest["volumes"].items()}):
-        manifest["split"][part].append(who)
+    part_of = {patient(stem): notes["part"] for stem, notes in manifest["volumes"].items()}
+    manifest["split"] = {p: sorted(who for who in part_of if part_of[who] == p) for p in PARTS}
     text = json.dumps(manifest, indent=1)
     text = re.sub(r"\[[-+.\de,\s]+\]", lambda numbers: " ".join(numbers[0].split()), text) + "\n"
     replace_file(path, lambda unfinished: unfinished.write_text(text))
@@ -592,9 +572,8 @@ def prepare(folder, manifest, volumes, args):
                 save(path, manifest)
                 due = time.monotonic() + 5
             progress(count, len(todo), "volume")
-            taken = sum("ct" in notes for notes in done.values())
-            enough = taken >= getattr(args, "patients_ct", 0)
-            if enough and "ct" in volumes[stem].get("target", ()):
+            full = sum("ct" in notes for notes in done.values()) >= getattr(args, "patients_ct", 0)
+            if full and "ct" in volumes[stem].get("target", ()):
                 continue
             try:
                 part = part_of[patient(stem)]
@@ -634,8 +613,7 @@ def prepare_locked(args):
     import fcntl
     folder = args.out
     if folder.is_file() or folder.suffix.lower() == ".h5":
-        fail(f"{folder}: wants a folder for PNG files; choose another --out, which data.py packs: "
-             f"python data.py FOLDER --h5 {folder}")
+        fail(f"{folder}: choose another --out, a folder; data.py FOLDER --h5 {folder} packs it")
     parts, volumes, unopened = {"ixi": ixi, "fastmri": fastmri, "mri2ct": mri2ct}[args.task](args)
     try:
         for part in PARTS:
@@ -673,11 +651,9 @@ def main():
     add = tasks.add_parser("mri2ct", parents=[common], help="T1 to CT, unpaired").add_argument
     add("--t1", required=True, help="folder of T1 volumes, SUBJECT-T1.nii.gz")
     add("--ct", nargs="+", required=True, help="holds a folder or a NIfTI file for every patient")
-    add("--centre", type=bounded(float, -1e5, 1e5), default=40,
-        help="centre of the CT window in HU (Sec. 4.1: none)")
-    add("--width", type=bounded(float, 1, 1e5), default=400,
-        help="width of the CT window in HU (Sec. 4.1: none)")
-    add("--patients-mri", type=many, default=144, 
+    add("--centre", type=bounded(float, -1e5, 1e5), default=40, help="of the CT window in HU: ours")
+    add("--width", type=bounded(float, 1, 1e5), default=400, help="of the CT window in HU: ours")
+    add("--patients-mri", type=many, default=144,
         help="T1 patients (Sec. 4.1: 144); 14 of 144 are held back, 130 left to train on")
     add("--patients-ct", type=many, default=80, help="CT patients (Sec. 4.1: 80)")
     examples = [line.split() for line in __doc__.splitlines() if "python prepare.py" in line]

@@ -786,16 +786,17 @@ def test_what_gave_nothing_in_ct_is_named(cli, capsys):
         Path(f"ct/good/{k}.txt").touch()
     cli("mri2ct --t1 t1 --ct ct/good --out other --size 64")
     said = capsys.readouterr().err
-    assert "7.txt and 2 more" in said and ".dcm" not in said, said
+    assert "12 entries" in said and "7.txt" in said and ".dcm" not in said, said
 
 
 def test_nifti_files_lying_directly_in_ct_are_said_to_be_patients(cli, capsys):
     write_nifti(Path("t1/IXI001-T1.nii.gz"), *T1_GRID)
-    for name in ("P1_PLAIN_THIN_2", "P1_4cc_sec_150cc_5"):
+    for name in ("P1_PLAIN_THIN_2", "P1_4cc_sec_150cc_5", "C"):  # C: no contrast agent, the patient after A and B
         write_hu(Path(f"ct/{name}.nii.gz"))
     cli("mri2ct --t1 t1 --ct ct --out out --size 64")
     said = capsys.readouterr().out
-    assert "2 NIfTI files lie directly in --ct, and each counts as a patient" in said, said
+    assert "3 of them NIfTI files directly in --ct, each taken for a patient" in said, said
+    assert [*manifest()["bad"]] == ["P1-4cc-sec-150cc-5"], manifest()["bad"]
     assert "contrast agent" in manifest()["bad"]["P1-4cc-sec-150cc-5"], manifest()["bad"]
 
 
