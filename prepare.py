@@ -7,11 +7,10 @@
 --t1, --t2: SUBJECT-T1.nii.gz at any depth. --volumes: .h5 files of fastMRI's single-coil train and
 val. --ct: for every patient a folder of DICOM files, as in CQ500, or a NIfTI file in HU; RLE and
 JPEG 2000 work as installed, lossless JPEG with pylibjpeg. --out gets input/*.png, target/*.png,
-evaluation/NAME_input.png and NAME_target.png, and manifest.json with every choice; data.py looks at
-it and packs it. The same command goes on where it stopped and tries again what could not be used;
---limit, a first look, needs its own --out. In mri2ct an IXI T1 gives some 154 slices, where Sec.
-4.1 counts 79. Brains lie nose up, their left on the right, as radiologists look at them; the
-authors' own sample lies nose down: do not mix the two.
+evaluation/NAME_input.png and NAME_target.png, and manifest.json with every choice; data.py packs
+it. The same command goes on where it stopped and tries again what could not be used. In mri2ct an
+IXI T1 gives some 154 slices, where Sec. 4.1 counts 79. Brains lie nose up, their left on the right,
+as radiologists look at them; the authors' own sample lies nose down: do not mix the two.
 """
 import argparse
 import contextlib
@@ -43,15 +42,13 @@ AIR = -1024  # Hounsfield units; below lies only padding outside the scanner's c
 UNFIT = re.compile(r"(?:[^\w.-]|_)+")  # in names: blanks, and underscores, which end a patient's
 NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 # Descriptions of CT series, in lower case; CQ500 has some 80. PLAIN takes along what it denies.
-PLAIN = re.compile(
-    r"(plain|\bpre(?=\b|contrast)|\bnon?(?=\W{0,3}(con(trast|\b)|enhanc|iv\b|ce\b))|\bncct\b"
-    r"|unenhanc\w*|without|\bw */? *o(ut)?\b|\bc-(?!\d)|\bs/c\b|\bnati[vf]"
+PLAIN = re.compile(r"(plain|\bpre(?=\b|contrast)|\bnon?(?=\W{0,3}(con(trast|\b)|enhanc|iv\b|ce\b))"
+    r"|\bncct\b|unenhanc\w*|without|\bw */? *o(ut)?\b|\bc-(?!\d)|\bs/c\b|\bnati[vf]"
     r"|\b(sin|sem|sans|senza|ohne|zonder)\b)"
     r"(\W*(or )?(con(?!\W*contr)|contrast\w*|enhanc\w*|agent|injection|iv|oral|ce|km|mdc|c)\b)*")
-CONTRAST = re.compile(
-    r"contrast|enhanc|inject|post(?!erior|.?fossa|.?op|.?trauma)|angio|cect|perf|veno|arter|delay"
-    r"|bolus|\d ?cc\b|\b(ct[apv]|c|ce|km|mdc|iv|oral|with|mit|con|avec)\b|\bw *(and|[&/+]|$)"
-    r"|[d&/+] *w\b")
+CONTRAST = re.compile(r"contrast|enhanc|inject|post(?!erior|.?fossa|.?op|.?trauma)|angio|cect|perf"
+    r"|veno|arter|delay|bolus|\d ?cc\b|\b(ct[apv]|c|ce|km|mdc|iv|oral|with|mit|con|avec)\b"
+    r"|\bw *(and|[&/+]|$)|[d&/+] *w\b")
 SHARP = re.compile(r"bone|hi(gh)?.?res|hrct|sharp|lung|edge|\bh[67]\d|\bfc[38]\d")
 
 
@@ -64,9 +61,8 @@ def core(n):
 
 def shuffled(names, args):
     """In an order that names and seed decide: NumPy has frozen RandomState's stream for good."""
-    names = sorted(names)[:args.limit]
-    if not names:
-        fail("no patient of these archives can be used; see their files' names and acquisitions")
+    names = sorted(names)[:args.limit] or fail("no patient of these archives can be used; see "
+                                               "their files' names and acquisitions")
     return np.random.RandomState(args.seed % 2 ** 32).permutation(names).tolist()
 
 
@@ -215,11 +211,9 @@ def knee(path, accelerated):
             raise ValueError(f"{gaps} columns between measured ones hold nothing")
         mask = column_mask(path.name, measured) if accelerated else measured
         stack = np.stack([reconstruct(image * mask) for image in slices])
-    notes = {"file": path.name}
-    if accelerated:
-        notes |= {"acceleration": round(float(measured.sum() / max(1, mask.sum())), 3),
-                  "measured": int(measured.sum()), "columns": np.flatnonzero(mask).tolist()}
-    return stack, np.eye(4), numbers, notes
+    notes = {"acceleration": round(float(measured.sum() / max(1, mask.sum())), 3),
+             "measured": int(measured.sum()), "columns": np.flatnonzero(mask).tolist()}
+    return stack, np.eye(4), numbers, {"file": path.name} | (notes if accelerated else {})
 
 
 def ct(paths):
@@ -281,14 +275,12 @@ def directions(header):
 
 
 def unlabelled(name):
-    """CQ500 calls folders "CT C" as their series; elsewhere C is the third of A, B, C, IV of I, II,
-    III, and no contrast agent."""
+    """CQ500 has series and folders "CT C"; elsewhere C is the third of A, B, C, IV of Roman ones."""
     return re.sub(r"(?i)^iv$|(?<!CT )\bc\b(?![-+])", "", name.replace("_", " ")).strip()
 
 
 def grouped(paths):
-    """DICOM files -> (one list of headers for each acquisition that stands alone, why files cannot
-    be read). An odd file costs only itself."""
+    """DICOM files -> (headers, a list for each series, why files cannot be read)."""
     import pydicom
     series, remarks = {}, []
     for path in paths:
@@ -353,8 +345,8 @@ def gap(heights):
     for i, step in enumerate(steps):
         usual = np.median(steps[max(0, i - 2):i + 3])
         if step > 1.7 * usual:
-            missing = round(step / usual) - 1
-            return f"gap of {missing} slices from {heights[i]:g} to {heights[i + 1]:g} mm"
+            n = round(step / usual) - 1
+            return f"gap of {n} slices from {heights[i]:g} to {heights[i + 1]:g} mm"
 
 
 def why_not(headers):
@@ -413,12 +405,10 @@ def by_subject(folders, contrast=None):
 def ixi(args):
     t1, t2 = by_subject([args.t1], "T1"), by_subject([args.t2], "T2")
     both = sorted(t1.keys() & t2.keys())
-    people = {patient(stem) for stem in both}
-    print(f"{len(both)} T1 of {len(people)} patients have a T2; {len(t1.keys() ^ t2.keys())} "
-          "volumes have no partner and are left out")
+    print(f"{len(both)} T1 have their T2, {len(t1.keys() ^ t2.keys())} volumes without are left out")
     volumes = {stem: {"input": ("t1", partial(brain, t1[stem], t2[stem])),
                       "target": ("t2", partial(brain, t2[stem]))} for stem in both}
-    return split(people, args), volumes, {}
+    return split({patient(stem) for stem in both}, args), volumes, {}
 
 
 def fastmri(args):
@@ -455,15 +445,14 @@ def keep_people_apart(scans, sources):
                     owners.setdefault((person, study), {})[name] = sources[name]
     for (person, study), theirs in owners.items():
         if len(theirs) > 1 and (study or 2 * len(theirs) <= len(scans)):
-            one, other, *_ = theirs.values()
-            fail(f"{one} and {other} are one person by PatientID ({person}); put both in one folder")
+            fail(f"{' and '.join(map(str, theirs.values()))} are one person by PatientID ({person}); "
+                 "put them in one folder")
 
 
 def mri2ct(args):
     """What lies directly in --ct is a patient; so is --ct itself where DICOM files lie in it. All
     are drawn; the first --patients-ct that can be used count."""
     from pydicom import misc
-
     def fits(path):
         named = NIFTI.search(path.name) or path.suffix.lower() == ".dcm"
         return named or path.name.upper() != "DICOMDIR" and misc.is_dicom(path)
@@ -478,9 +467,8 @@ def mri2ct(args):
         keep_apart(sources, name, source)
         scans.setdefault(name, []).append(path)
     keep_people_apart(scans, sources)
-    unused = [str(entry) for folder in args.ct for entry in sorted(Path(folder).glob("[!.]*"))
-              if entry not in used]
-    if unused:
+    entries = {entry for folder in args.ct for entry in Path(folder).glob("[!.]*")}
+    if unused := sorted(map(str, entries - used)):
         print(f"left out: {len(unused)} entries of --ct without a NIfTI file and without a DICOM "
               f"file with its preamble: {', '.join(unused[:10])}", file=sys.stderr)
     flat = sum(bool(NIFTI.search(sources[name].name)) for name in scans)
@@ -489,15 +477,14 @@ def mri2ct(args):
     print(f"{len(t1)} T1 volumes found, {len(mri)} patients taken; {len(scans)} CT patients found, "
           f"{flat} of them NIfTI files directly in --ct, each taken for a patient")
     held = max(1, round(len(mri) / 10)) if len(mri) > 1 else 0
-    volumes = {stem: {"input": ("t1", partial(brain, path))} for stem, path in t1.items()
-               if patient(stem) in mri}
+    volumes = {stem: {"input": ("t1", partial(brain, path))} for stem, path in t1.items()}
     volumes |= {who: {"target": ("ct", partial(ct, scans[who]))} for who in target}
     return dict(zip(PARTS, (sorted(mri[held:]), target, sorted(mri[:held])))), volumes, {}
 
 
 # ---------------------------------------------------------------- the run
 
-def prepare_volume(folder, part, stem, sources, args):
+def prepare_volume(part, stem, sources, args):
     """-> notes for the manifest. Slices are written aside, then renamed: none is half-written.
     Those of a single grey, of a pair with one such half both, are left out; more than half of
     them is a fault of the volume's: it is empty, or the two volumes of a pair lie apart."""
@@ -517,30 +504,29 @@ def prepare_volume(folder, part, stem, sources, args):
         found = ", ".join(f"{sum(flags)} of {kind}" for kind, flags in blanks.items())
         raise ValueError(f"too many of its {len(blank)} slices are of a single grey ({found}); the "
                          "volume is empty, or lies apart from its partner")
-    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder) as aside:
+    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=args.out) as aside:
         for ending, squares in halves.items():
             for k, square, empty in zip(numbers, squares, blank):
                 if not empty:
                     Image.fromarray(square).save(Path(aside, f"{stem}_{k:03d}_{ending}.png"))
         for path in Path(aside).iterdir():
-            path.replace(folder / part / path.name)
+            path.replace(args.out / part / path.name)
     return notes | {"slices": blank.count(False), "of_one_grey": blank.count(True)}
 
 
-def begin(folder, parts, volumes, unopened, args):
+def begin(parts, volumes, unopened, args):
     """-> the manifest of an earlier run that left slices, or a new one; others end the program. Who
     could not be opened then and can be now joins input or target."""
     elsewhere = ("t1", "t2", "ct", "volumes", "out")  # differ between people
     settings = {key: value for key, value in vars(args).items() if key not in elsewhere}
-    if not any(path for part in PARTS for path in (folder / part).glob("[!.]*")):
+    if not any(path for part in PARTS for path in (args.out / part).glob("[!.]*")):
         return settings | {"drawn": parts, "unopened": [*unopened], "bad": unopened, "volumes": {}}
     before = {"drawn": {}, "unopened": [], "bad": {}}
     with contextlib.suppress(OSError, ValueError, TypeError):
-        before |= json.loads((folder / "manifest.json").read_text())
+        before |= json.loads((args.out / "manifest.json").read_text())
     known, now = ({*sum(drawn.values(), [])} for drawn in (before["drawn"], parts))
     differ = [key for key in settings if before.get(key) != settings[key]]
-    if known - now or now - known and not before["unopened"]:
-        differ.append("split")
+    differ += ["split"] * bool(known - now or now - known and not before["unopened"])
     if differ:
         fail(f"{args.out}: holds other settings ({', '.join(differ)}); choose another --out")
     for who in sorted(now - known):
@@ -558,14 +544,14 @@ def save(path, manifest):
     replace_file(path, lambda unfinished: unfinished.write_text(text))
 
 
-def prepare(folder, manifest, volumes, args):
+def prepare(manifest, volumes, args):
     """Goes through the volumes that are not done; bad ones have another chance. The manifest is
     saved first, at the end and now and then: a run killed in between does a few volumes again."""
     part_of = {who: part for part, people in manifest["drawn"].items() for who in people}
     done, bad = manifest["volumes"], manifest["bad"]
     todo = [stem for stem in volumes if patient(stem) in part_of and stem not in done]
     print(f"{len(todo) + len(done)} volumes, {len(done)} of them done already")
-    path, due = folder / "manifest.json", 0
+    path, due = args.out / "manifest.json", 0
     try:
         for count, stem in enumerate(todo, 1):
             if time.monotonic() >= due:  # writing it takes longer the more it holds
@@ -576,8 +562,7 @@ def prepare(folder, manifest, volumes, args):
             if full and "ct" in volumes[stem].get("target", ()):
                 continue
             try:
-                part = part_of[patient(stem)]
-                done[stem] = prepare_volume(folder, part, stem, volumes[stem], args)
+                done[stem] = prepare_volume(part_of[patient(stem)], stem, volumes[stem], args)
                 bad.pop(stem, None)
                 if scan := done[stem].get("ct"):
                     print(f"{stem}: {scan.get('series') or scan['file']}")
@@ -588,9 +573,9 @@ def prepare(folder, manifest, volumes, args):
         save(path, manifest)
 
 
-def report(folder, manifest, args):
+def report(manifest, args):
     """Says what there is; ends the program where a set is without a slice."""
-    entries, bad, done = find_images(folder), manifest["bad"], manifest["volumes"].values()
+    entries, bad, done = find_images(args.out), manifest["bad"], manifest["volumes"].values()
     files = {s: [paths[s] for _, paths in entries if s in paths] for s in SETS}
     print(f"{args.out}: " + ", ".join(f"{len(paths)} slices for {s}" for s, paths in files.items()))
     if bad:
@@ -611,25 +596,24 @@ def report(folder, manifest, args):
 def prepare_locked(args):
     """Prepares a folder in which no other run is at work. The lock ends with the process."""
     import fcntl
-    folder = args.out
-    if folder.is_file() or folder.suffix.lower() == ".h5":
-        fail(f"{folder}: choose another --out, a folder; data.py FOLDER --h5 {folder} packs it")
+    if args.out.is_file() or args.out.suffix.lower() == ".h5":
+        fail(f"{args.out}: choose another --out, a folder; data.py FOLDER --h5 {args.out} packs it")
     parts, volumes, unopened = {"ixi": ixi, "fastmri": fastmri, "mri2ct": mri2ct}[args.task](args)
     try:
         for part in PARTS:
-            (folder / part).mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w")
+            (args.out / part).mkdir(parents=True, exist_ok=True)
+        lock = open(args.out / ".lock", "w")
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         fail(f"{args.out}: another run is at work there; wait for it or choose another --out")
     except OSError as error:
         fail(f"{args.out}: cannot be written ({error.strerror}); choose another --out")
     with lock:
-        for left in folder.glob(".unfinished-*"):  # by a run that was killed
+        for left in args.out.glob(".unfinished-*"):  # by a run that was killed
             shutil.rmtree(left)
-        manifest = begin(folder, parts, volumes, unopened, args)
-        prepare(folder, manifest, volumes, args)
-        report(folder, manifest, args)
+        manifest = begin(parts, volumes, unopened, args)
+        prepare(manifest, volumes, args)
+        report(manifest, args)
 
 
 @memory_may_run_out("choose a smaller --size")

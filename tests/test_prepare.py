@@ -143,7 +143,7 @@ def refused(run, line, capsys):
 # ---------------------------------------------------------------- IXI
 
 class Arguments:
-    normalise, size, seed, limit = "volume", 64, 0, None
+    normalise, size, seed, limit, out = "volume", 64, 0, None, Path()
 
 
 def squares(stack, spacing=(1, 1), arguments=Arguments):
@@ -281,7 +281,7 @@ def test_preparing_a_pair_stays_below_two_volumes_of_memory(cli):
     sources = prepare.ixi(argparse.Namespace(t1=".", t2=".", limit=None, seed=0))[1]["p"]
     Path("evaluation").mkdir()
     tracemalloc.start()
-    prepare.prepare_volume(cli.folder, "evaluation", "p", sources, Arguments)
+    prepare.prepare_volume("evaluation", "p", sources, Arguments)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2 * np.prod(shape) * np.dtype(np.float32).itemsize
