@@ -7,11 +7,10 @@
 --t1, --t2: SUBJECT-T1.nii.gz at any depth. --volumes: .h5 files of fastMRI's single-coil train and
 val. --ct: for every patient a folder of DICOM files, as in CQ500, or a NIfTI file in HU; RLE and
 JPEG 2000 work as installed, lossless JPEG with pylibjpeg. --out gets input/*.png, target/*.png,
-evaluation/NAME_input.png and NAME_target.png, and manifest.json with every choice; NAME.h5 is one
-file, beside it NAME.json and the preview NAME.png. The same command goes on where it stopped and
-tries again what could not be used; --limit, a first look, needs its own --out. In mri2ct an IXI T1
-gives some 154 slices, where Sec. 4.1 counts 79. Brains lie nose up, their left on the right, as
-radiologists look at them; the authors' own sample lies nose down: do not mix the two.
+evaluation/NAME_input.png and NAME_target.png, and manifest.json with every choice; data.py packs
+it. The same command goes on where it stopped and tries again what could not be used. In mri2ct an
+IXI T1 gives some 154 slices, where Sec. 4.1 counts 79. Brains lie nose up, their left on the right,
+as radiologists look at them; the authors' own sample lies nose down: do not mix the two.
 """
 import argparse
 import contextlib
@@ -23,6 +22,7 @@ import re
 import shutil
 import sys
 import tempfile
+import time
 from functools import partial
 from pathlib import Path
 
@@ -30,25 +30,26 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from data import SETS, find_images, gather, patient, picture_grid, read_folder, write_h5
+from data import SETS, find_images, patient
 from run import bounded, fail, memory_may_run_out, progress, replace_file
 
 PARTS = ("input", "target", "evaluation")
 ACQUISITION = "CORPD_FBK"  # coronal proton density without fat suppression, as in Sec. 4.1
 # Becomes white. Sec. 4.2 has 100; but a few voxels of fat then press a brain into the lower greys.
 WHITE = 99.9
+HEAD = 90  # mm that a series must cover, about; then slices count
 AIR = -1024  # Hounsfield units; below lies only padding outside the scanner's circle
 UNFIT = re.compile(r"(?:[^\w.-]|_)+")  # in names: blanks, and underscores, which end a patient's
 NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 # Descriptions of CT series, in lower case; CQ500 has some 80. PLAIN takes along what it denies.
-PLAIN = re.compile(
-    r"(plain|\bpre(?=\b|contrast)|\bnon?(?=\W?(contrast|enhanced|iv\b|ce\b))|\bncct\b|unenhanced"
-    r"|without|\bw/?o\b|\bc-(?!\d)|\bs/c\b|\bnati[vf]|\b(sin|sem|sans|senza|ohne|zonder)\b)"
-    r"(\W*(or )?(contrast\w*|enhanced|agent|injection|iv|oral|ce|km|mdc|c)\b)*")
-CONTRAST = re.compile(
-    r"contrast|enhanced|inject|post(?!erior|.?fossa|.?op|.?trauma)|angio|cect|perf|venous|arter"
-    r"|\d ?cc\b|\b(cta|c|ce|km|mdc|iv|oral|with|mit|con|avec)\b|\bw *(and|[&/+]|$)|[d&/+] *w\b")
-SHARP = re.compile(r"bone|hi.?res|hrct|sharp|lung|edge|\bh[67]\d|\bfc[38]\d")
+PLAIN = re.compile(r"(plain|\bpre(?=\b|contrast)|\bnon?(?=\W{0,3}(con(trast|\b)|enhanc|iv\b|ce\b))"
+    r"|\bncct\b|unenhanc\w*|without|\bw */? *o(ut)?\b|\bc-(?!\d)|\bs/c\b|\bnati[vf]"
+    r"|\b(sin|sem|sans|senza|ohne|zonder)\b)"
+    r"(\W*(or )?(con(?!\W*contr)|contrast\w*|enhanc\w*|agent|injection|iv|oral|ce|km|mdc|c)\b)*")
+CONTRAST = re.compile(r"contrast|enhanc|inject|post(?!erior|.?fossa|.?op|.?trauma)|angio|cect|perf"
+    r"|veno|arter|delay|bolus|\d ?cc\b|\b(ct[apv]|c|ce|km|mdc|iv|oral|with|mit|con|avec)\b"
+    r"|\bw *(and|[&/+]|$)|[d&/+] *w\b")
+SHARP = re.compile(r"bone|hi(gh)?.?res|hrct|sharp|lung|edge|\bh[67]\d|\bfc[38]\d")
 
 
 # ---------------------------------------------------------------- who goes where, slices, greys
@@ -60,9 +61,8 @@ def core(n):
 
 def shuffled(names, args):
     """In an order that names and seed decide: NumPy has frozen RandomState's stream for good."""
-    names = sorted(names)[:args.limit]
-    if not names:
-        fail("no patient of these archives can be used; see their files' names and acquisitions")
+    names = sorted(names)[:args.limit] or fail("no patient of these archives can be used; see "
+                                               "their files' names and acquisitions")
     return np.random.RandomState(args.seed % 2 ** 32).permutation(names).tolist()
 
 
@@ -85,7 +85,8 @@ def grey_limits(stack, kind, args):
 
 
 def fit_square(picture, spacing, size, limits):
-    """float32 [h,w], mm between rows and columns -> uint8 [size,size] of square pixels, and limits.
+    """float32 [h,w], mm between rows and columns -> uint8 [size,size] of square pixels, its limits,
+    and whether it was of a single grey before it was padded with black, which air need not be.
     Pillow's bicubic averages when it shrinks: from 320 to 256 it errs half as much as a box."""
     def to_grey(values, low, high):
         return np.clip((values - low) / max(high - low, 1e-12) * 255, 0, 255)
@@ -97,7 +98,8 @@ def fit_square(picture, spacing, size, limits):
     own = [float(max(small.min(), picture.min())), float(min(small.max(), picture.max()))]
     grey = np.rint(to_grey(small, *([0, 255] if limits else own))).astype(np.uint8)
     top, left = (size - h) // 2, (size - w) // 2
-    return np.pad(grey, ((top, size - h - top), (left, size - w - left))), limits or own
+    square = np.pad(grey, ((top, size - h - top), (left, size - w - left)))
+    return square, limits or own, not np.ptp(grey)
 
 
 # ---------------------------------------------------------------- readers
@@ -121,6 +123,20 @@ def upright(voxels, affine):
     return turns.apply_orientation(voxels, turn), affine @ turns.inv_ornt_aff(turn, voxels.shape)
 
 
+def nifti_fault(image):
+    """Why a NIfTI image is no grey volume of which is known where it lies, or None."""
+    shape, kind, lengths = image.shape, image.get_data_dtype(), np.abs(image.affine[:3, :3]).max(0)
+    forms = [form for form, code in (image.get_sform(True), image.get_qform(True)) if code]
+    if len(shape) < 3 or np.prod(shape[3:]) != 1 or not forms:
+        return f"{shape}; one 3-D volume is wanted, placed by sform or qform"
+    apart = np.ptp(forms @ np.array([*shape[:3], 1]), axis=0).max()  # where they put a corner
+    reasons = {f"its voxels are {kind}, not grey values": kind.kind not in "iuf",
+               "its sform or qform holds NaN or infinity": not np.isfinite(forms).all(),
+               f"voxels of {lengths}, not in mm": lengths.min() < .05 or lengths.max() > 50,
+               f"its sform and qform lie {apart:.0f} mm apart": apart > 10}
+    return next((reason for reason, holds in reasons.items() if holds), None)
+
+
 def read_nifti(path):
     """-> all slices, upright, and their affine. NaN and infinities become the smallest value."""
     import nibabel
@@ -129,11 +145,12 @@ def read_nifti(path):
             with gzip.open(path) as stream:
                 stream.seek(0, 2)
         image = nibabel.load(path)
-        placed = image.header["sform_code"] or image.header["qform_code"]
-        if np.prod(image.shape[3:]) != 1 or not placed:
-            raise ValueError(f"{image.shape}; one 3-D volume is wanted, placed by sform or qform")
+        if fault := nifti_fault(image):
+            raise ValueError(fault)
         voxels = image.get_fdata(dtype=np.float32, caching="unchanged").reshape(image.shape[:3])
         finite = np.isfinite(voxels)
+        if not finite.any():
+            raise ValueError("its voxels are all NaN or infinite")
         voxels[~finite] = voxels.min(where=finite, initial=np.inf)
         return upright(voxels, image.affine)
 
@@ -143,6 +160,8 @@ def brain(path, grid_path=None):
     T1 is stored sagittal, its T2 axial, some 13 degrees apart. Nothing is registered."""
     from scipy import ndimage
     stack, affine = read_nifti(grid_path or path)
+    if len(stack) < 5:
+        raise ValueError(f"{(grid_path or path).name} has {len(stack)} axial slices; 5 are wanted")
     numbers, notes = core(len(stack)), {"file": path.name}
     if not grid_path:
         return stack[numbers.start:numbers.stop], affine, numbers, notes
@@ -183,31 +202,46 @@ def knee(path, accelerated):
         kspace, undersampled = file["kspace"], "mask" in file
         if kspace.ndim != 3 or kspace.dtype.kind != "c" or undersampled:
             raise ValueError(f"{kspace.shape}, {undersampled=}; wants single-coil train and val")
-        measured = np.any(kspace[len(kspace) // 2], axis=0)  # older files hold columns of zeros
-        mask = column_mask(path.name, measured) if accelerated else measured
         numbers = core(len(kspace))
-        stack = np.stack([reconstruct(kspace[k] * mask) for k in numbers])
-    notes = {"file": path.name}
-    if accelerated:
-        notes |= {"acceleration": round(float(measured.sum() / max(1, mask.sum())), 3),
-                  "measured": int(measured.sum()), "columns": np.flatnonzero(mask).tolist()}
-    return stack, np.eye(4), numbers, notes
+        slices = kspace[numbers.start:numbers.stop]
+        if not np.isfinite(slices).all():
+            raise ValueError("its k-space holds NaN or infinity")
+        measured = np.any(slices, axis=(0, 1))  # older files hold columns of zeros at both ends
+        if gaps := np.sum(~np.trim_zeros(measured)):
+            raise ValueError(f"{gaps} columns between measured ones hold nothing")
+        mask = column_mask(path.name, measured) if accelerated else measured
+        stack = np.stack([reconstruct(image * mask) for image in slices])
+    notes = {"acceleration": round(float(measured.sum() / max(1, mask.sum())), 3),
+             "measured": int(measured.sum()), "columns": np.flatnonzero(mask).tolist()}
+    return stack, np.eye(4), numbers, {"file": path.name} | (notes if accelerated else {})
 
 
 def ct(paths):
     """A patient's CT in Hounsfield units: the best plain axial DICOM series that can be read, else
     a NIfTI file. Gantry tilt, uneven distances, table and head holder stay, as in Sec. 4.1."""
-    niftis = [path for path in paths if NIFTI.search(path.name)]
-    readers, remarks = plain_series([path for path in paths if path not in niftis])
-    for read in readers + [partial(brain, path) for path in niftis]:
+    volumes, others = plain_niftis([path for path in paths if NIFTI.search(path.name)])
+    series, remarks = plain_series([path for path in paths if not NIFTI.search(path.name)])
+    remarks += others
+    for read in series + volumes:
         try:
             stack, affine, numbers, notes = read()
-            if "file" in notes and stack.min() >= -500:
-                raise ValueError(f"{notes['file']}: nothing below -500; not in HU, or without air")
+            if not np.any((stack >= AIR) & (stack < -500)):  # below lies padding
+                source = notes.get("series") or notes["file"]
+                raise ValueError(f"{source}: nothing below -500; not in HU, or without air")
             return np.maximum(stack, AIR, out=stack), affine, numbers, notes | {"found": remarks}
         except ValueError as error:
             remarks.append(str(error))
     raise ValueError(f"no plain axial CT series: {'; '.join(remarks)}")
+
+
+def plain_niftis(paths):
+    """NIfTI files -> (readers of plain ones, the best first; a line on each). dcm2niix names them
+    as series are called; the largest file has most slices."""
+    names = {path: unlabelled(NIFTI.sub("", path.name)).lower() for path in paths}
+    fit = [path for path in paths if not CONTRAST.search(PLAIN.sub(" ", names[path]))]
+    fit.sort(key=lambda path: (bool(SHARP.search(names[path])), -path.stat().st_size))
+    remarks = [f"{path.name}: {'plain' if path in fit else 'contrast agent'}" for path in paths]
+    return [partial(brain, path) for path in fit], remarks
 
 
 def read_series(title, headers):
@@ -240,38 +274,66 @@ def directions(header):
     return np.stack([up * np.sign(up[2]), six[3:], six[:3]])
 
 
-def plain_series(paths):
-    """DICOM files -> (readers of plain axial series, the best first; a line on all that was found):
-    no gap; not derived, which is cut twice; of a soft kernel, since noise hides grey and white
-    matter; of most slices: Sec. 4.1 counts 130 a patient. An odd file costs only itself."""
+def unlabelled(name):
+    """CQ500 has series and folders "CT C"; elsewhere C is the third of A, B, C, IV of Roman ones."""
+    return re.sub(r"(?i)^iv$|(?<!CT )\bc\b(?![-+])", "", name.replace("_", " ")).strip()
+
+
+def grouped(paths):
+    """DICOM files -> (headers, a list for each series, why files cannot be read)."""
     import pydicom
-    series, remarks, fit = {}, [], {}
+    series, remarks = {}, []
     for path in paths:
         try:
             with reading(path):
                 header = pydicom.dcmread(path, stop_before_pixels=True)
-                # CQ500 makes folders "CT C" of descriptions; elsewhere C is the third of A, B, C
-                said = re.sub(r"(?<!CT )\b\w\w?\b", "", path.parent.name.replace("_", " "))
-                said = header.get("SeriesDescription") or said.strip()
+                said = header.get("SeriesDescription") or unlabelled(path.parent.name)
                 header.title = f"{header.get('SeriesNumber') or 0} {said}"
-                axes, place = directions(header), header.get("ImagePositionPatient")
-                header.height = place and round(float(axes[0] @ np.array(place, float)), 2)
+                axes, corner = directions(header), header.get("ImagePositionPatient")
+                header.height = corner and round(float(axes[0] @ np.array(corner, float)), 2)
+                header.later, header.acquisition = 0, int(header.get("AcquisitionNumber") or 0)
                 tags = (header.get(tag) for tag in ("SeriesInstanceUID", "Rows", "Columns"))
-                series.setdefault((*tags, not place, *axes.round(2).flat), []).append(header)
+                series.setdefault((*tags, not corner, *axes.round(2).flat), []).append(header)
         except ValueError as error:
             remarks.append(str(error))
-    for headers in series.values():
+    return [part for headers in series.values() for part in acquisitions(headers)], remarks
+
+
+def acquisitions(headers):
+    """Takes a series apart whose acquisitions interleave, such as a plain and an enhanced one.
+    Acquisitions that stand on one another are one scan, made step by step."""
+    order = sorted((header.height or 0, header.acquisition) for header in headers)
+    numbers = sorted({number for _, number in order})
+    if sum(one[1] != other[1] for one, other in zip(order, order[1:])) < len(numbers):
+        return [headers]
+    for header in headers:
+        header.later = numbers.index(header.acquisition)
+        header.title += f", acquisition {header.acquisition}"
+    return [[header for header in headers if header.later == k] for k in range(len(numbers))]
+
+
+def plain_series(paths):
+    """DICOM files -> (readers of plain axial series, the best first; a line on all that was found):
+    of a whole head; without a gap; not derived, which is cut twice; of a soft kernel, since noise
+    hides grey and white matter; the first acquisition; most slices: Sec. 4.1 counts 130."""
+    (series, remarks), fit = grouped(paths), {}
+    for headers in series:
         first, reason = headers[0], why_not(headers)
         title = f"{first.title}, {len(headers)} files in {Path(first.filename).parent.name}: "
         if not reason:
             slices = {header.height: header for header in reversed(headers)}  # of twins the first
-            reason = gap(sorted(slices)) or "whole"
+            twins = len(headers) - len(slices)
+            title += f"{twins} left out at heights of others, " * (twins > 0)
+            heights = sorted(slices)
+            covered = np.median(np.diff(heights)) * len(heights)
+            reason = gap(heights) or "whole"
             derived = "DERIVED" in str(first.get("ImageType")).upper()
             sharp = bool(SHARP.search(f"{first.title} {first.get('ConvolutionKernel')}".lower()))
-            rank = reason != "whole", derived, sharp, -len(slices), title + reason, len(fit)
-            fit[rank] = [slices[height] for height in sorted(slices)]
+            rank = (covered < HEAD, reason != "whole", derived, sharp, first.later,
+                    -min(covered, HEAD), -len(slices), title + reason, len(fit))
+            fit[rank] = [slices[height] for height in heights]
         remarks.append(title + reason)
-    suspects = sum(fit.values() or series.values(), [])
+    suspects = sum(fit.values() or series, [])
     if len({str(header.get("PatientID") or "").strip() for header in suspects} - {""}) > 1:
         raise ValueError("holds several people by PatientID; --ct wants a folder for every patient")
     return [partial(read_series, rank[-2], fit[rank]) for rank in sorted(fit)], remarks
@@ -283,8 +345,8 @@ def gap(heights):
     for i, step in enumerate(steps):
         usual = np.median(steps[max(0, i - 2):i + 3])
         if step > 1.7 * usual:
-            missing = round(step / usual) - 1
-            return f"gap of {missing} slices from {heights[i]:g} to {heights[i + 1]:g} mm"
+            n = round(step / usual) - 1
+            return f"gap of {n} slices from {heights[i]:g} to {heights[i + 1]:g} mm"
 
 
 def why_not(headers):
@@ -294,12 +356,16 @@ def why_not(headers):
     left, denied = PLAIN.subn(" ", first.title.lower().replace("_", " "))  # "pre and post" is both
     agent = str(first.get("ContrastBolusAgent") or "no").strip().lower() not in ("none", "no", "n")
     pixels = f"{first.get('Modality')} {first.get('PhotometricInterpretation')}"
+    heights = len({header.height for header in headers})
+    files = len({header.get("SOPInstanceUID") for header in headers})  # copies count once
     reasons = {f"pixels are {pixels}": pixels != "CT MONOCHROME2",
                "no place, pixel spacing or Hounsfield units": None in map(first.get, tags),
                "localiser": "LOCALIZER" in str(first.get("ImageType")).upper(),
                "not axial": abs(directions(first)[0]).argmax() != 2,
                "contrast agent": CONTRAST.search(left) or agent and not denied,
-               "fewer than 5 slices": len(headers) < 5}
+               "pixel spacing changes": len({str(h.get("PixelSpacing")) for h in headers}) > 1,
+               "fewer than 5 slices": heights < 5,
+               f"{files} images at {heights} heights, several scans in one": files > 1.5 * heights}
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
@@ -314,22 +380,23 @@ def listed(folders, fits, wanted):
         yield from fit or fail(f"{folder}: no {wanted} in or below it; give the unpacked archive")
 
 
-def keep_apart(places, name, place):
-    if places.setdefault(name, place) != place:
-        fail(f"{places[name]} and {place} would both be {name}; rename one or move it elsewhere")
+def keep_apart(taken, name, path):
+    if taken.setdefault(name, path) != path:
+        fail(f"{taken[name]} and {path} would both be {name}; rename one or move it elsewhere")
 
 
 def by_subject(folders, contrast=None):
-    """-> {subject: file}. IXI012-HH-1211-T1.nii.gz wins over IXI012-HH-1211-T1-mask.nii.gz."""
+    """-> {subject: file}. IXI012-HH-1211-T1.nii.gz wins over IXI012-HH-1211-T1-mask.nii.gz. BIDS's
+    sub-00_ses-1 keeps its underscore: the patient is sub-00."""
     form = rf"(.+?)[-_]{contrast}w?([-_.].*)?\.nii(\.gz)?" if contrast else r"(.+)()\.h5"
     wanted = f"file named like IXI012-HH-1211-{contrast}.nii.gz" if contrast else ".h5 file"
-    form, files, spellings, places = re.compile(form, re.IGNORECASE), {}, {}, {}
+    form, files, spellings, names = re.compile(form, re.IGNORECASE), {}, {}, {}
     paths = [path for _, path in listed(folders, lambda path: form.fullmatch(path.name), wanted)]
     for path in sorted(paths, key=lambda path: bool(form.fullmatch(path.name)[2])):
         spelling = form.fullmatch(path.name)[1]
-        subject = UNFIT.sub("-", spelling)
+        subject = re.sub(r"^(sub-[^-]+)-", r"\1_", UNFIT.sub("-", spelling))
         keep_apart(spellings, subject, spelling)
-        keep_apart(places, path.name, path)
+        keep_apart(names, path.name, path)
         if files.setdefault(subject, path) != path:
             print(f"{path} is left out: {files[subject].name} is taken", file=sys.stderr)
     return files
@@ -338,9 +405,10 @@ def by_subject(folders, contrast=None):
 def ixi(args):
     t1, t2 = by_subject([args.t1], "T1"), by_subject([args.t2], "T2")
     both = sorted(t1.keys() & t2.keys())
-    print(f"{len(both)} subjects have T1 and T2; {len(t1.keys() ^ t2.keys())} are left out")
-    return split(both, args), {who: {"input": ("t1", partial(brain, t1[who], t2[who])),
-                                     "target": ("t2", partial(brain, t2[who]))} for who in both}, {}
+    print(f"{len(both)} T1 have their T2, {len(t1.keys() ^ t2.keys())} volumes without are left out")
+    volumes = {stem: {"input": ("t1", partial(brain, t1[stem], t2[stem])),
+                      "target": ("t2", partial(brain, t2[stem]))} for stem in both}
+    return split({patient(stem) for stem in both}, args), volumes, {}
 
 
 def fastmri(args):
@@ -363,79 +431,102 @@ def fastmri(args):
     return split({patient(stem) for stem in volumes}, args), volumes, unopened
 
 
+def keep_people_apart(scans, sources):
+    """Refuses two CT patients who are one by PatientID. An ID that most share, such as REMOVED,
+    says nothing, unless their examination is the same, too."""
+    from pydicom import dcmread
+    owners, tags = {}, ["PatientID", "StudyInstanceUID"]
+    for name, path in [(name, path) for name, paths in scans.items() for path in paths[:9]]:
+        with contextlib.suppress(Exception):  # what is wrong with it is said when its turn comes
+            header = dcmread(path, specific_tags=tags, stop_before_pixels=True)
+            person = str(header.PatientID).strip()
+            if person.strip("0") and not re.search("anon|unknown", person.lower()):
+                for study in ("", str(header.get("StudyInstanceUID") or name)):
+                    owners.setdefault((person, study), {})[name] = sources[name]
+    for (person, study), theirs in owners.items():
+        if len(theirs) > 1 and (study or 2 * len(theirs) <= len(scans)):
+            fail(f"{' and '.join(map(str, theirs.values()))} are one person by PatientID ({person}); "
+                 "put them in one folder")
+
+
 def mri2ct(args):
     """What lies directly in --ct is a patient; so is --ct itself where DICOM files lie in it. All
     are drawn; the first --patients-ct that can be used count."""
-    from pydicom import dcmread, misc
-
+    from pydicom import misc
     def fits(path):
         named = NIFTI.search(path.name) or path.suffix.lower() == ".dcm"
         return named or path.name.upper() != "DICOMDIR" and misc.is_dicom(path)
-    t1, scans, owners = by_subject([args.t1], "T1"), {}, {}
-    places = dict(t1)
+    t1, scans, used = by_subject([args.t1], "T1"), {}, set()
+    sources = {patient(stem): path for stem, path in t1.items()}
     for folder, path in listed(args.ct, fits, "DICOM or NIfTI file"):
         first, *inside = path.relative_to(folder).parts
+        used.add(Path(folder, first))
         own = inside or NIFTI.search(first)
-        place = Path(folder, first) if own else Path(folder).resolve()
-        name = UNFIT.sub("-", place.name if inside else NIFTI.sub("", place.name))
-        keep_apart(places, name, place)
+        source = Path(folder, first) if own else Path(folder).resolve()
+        name = UNFIT.sub("-", source.name if inside else NIFTI.sub("", source.name))
+        keep_apart(sources, name, source)
         scans.setdefault(name, []).append(path)
-    for name, path in [(name, path) for name, paths in scans.items() for path in paths[:9]]:
-        with contextlib.suppress(Exception):  # what is wrong with it is said when its turn comes
-            header = dcmread(path, specific_tags=["PatientID"], stop_before_pixels=True)
-            person = str(header.PatientID).strip()
-            if person.strip("0") and not re.search("anon|unknown", person.lower()):
-                keep_apart(owners, f"one person by PatientID ({person})", places[name])
-    mri, target = shuffled(t1, args)[:args.patients_mri], shuffled(scans, args)
-    print(f"{len(t1)} T1 volumes found, {len(mri)} taken; {len(scans)} CT patients found")
+    keep_people_apart(scans, sources)
+    entries = {entry for folder in args.ct for entry in Path(folder).glob("[!.]*")}
+    if unused := sorted(map(str, entries - used)):
+        print(f"left out: {len(unused)} entries of --ct without a NIfTI file and without a DICOM "
+              f"file with its preamble: {', '.join(unused[:10])}", file=sys.stderr)
+    flat = sum(bool(NIFTI.search(sources[name].name)) for name in scans)
+    mri = shuffled({patient(stem) for stem in t1}, args)[:args.patients_mri]
+    target = shuffled(scans, args)
+    print(f"{len(t1)} T1 volumes found, {len(mri)} patients taken; {len(scans)} CT patients found, "
+          f"{flat} of them NIfTI files directly in --ct, each taken for a patient")
     held = max(1, round(len(mri) / 10)) if len(mri) > 1 else 0
-    volumes = {who: {"input": ("t1", partial(brain, t1[who]))} for who in mri}
+    volumes = {stem: {"input": ("t1", partial(brain, path))} for stem, path in t1.items()}
     volumes |= {who: {"target": ("ct", partial(ct, scans[who]))} for who in target}
     return dict(zip(PARTS, (sorted(mri[held:]), target, sorted(mri[:held])))), volumes, {}
 
 
 # ---------------------------------------------------------------- the run
 
-def prepare_volume(folder, part, stem, sources, args):
+def prepare_volume(part, stem, sources, args):
     """-> notes for the manifest. Slices are written aside, then renamed: none is half-written.
-    Those of a single grey, in a pair on both sides, are left out."""
-    notes, halves = {"part": part}, {}
+    Those of a single grey, of a pair with one such half both, are left out; more than half of
+    them is a fault of the volume's: it is empty, or the two volumes of a pair lie apart."""
+    notes, halves, blanks = {"part": part}, {}, {}
     for domain, (kind, read) in sources.items():
         if part in (domain, "evaluation"):
             stack, affine, numbers, notes[kind] = read()
             limits = grey_limits(stack, kind, args)
             spacing = np.linalg.norm(affine[:3, 1:3], axis=0)
             squares = [fit_square(picture, spacing, args.size, limits) for picture in stack]
-            halves[domain if part == "evaluation" else kind] = [square for square, _ in squares]
-            notes[kind]["black_and_white"] = limits or [own for _, own in squares]
+            ending = domain if part == "evaluation" else kind
+            halves[ending], own, blanks[kind] = map(list, zip(*squares))
+            notes[kind]["black_and_white"] = limits or own
             del stack  # before the other half of the pair is read
-    blank = [all(np.ptp(square) == 0 for square in row) for row in zip(*halves.values())]
-    if all(blank):
-        raise ValueError("all its slices are of a single grey; its T1 and T2 may lie apart")
-    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder) as aside:
+    blank = [any(pair) for pair in zip(*blanks.values())]
+    if 2 * sum(blank) > len(blank):
+        found = ", ".join(f"{sum(flags)} of {kind}" for kind, flags in blanks.items())
+        raise ValueError(f"too many of its {len(blank)} slices are of a single grey ({found}); the "
+                         "volume is empty, or lies apart from its partner")
+    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=args.out) as aside:
         for ending, squares in halves.items():
             for k, square, empty in zip(numbers, squares, blank):
                 if not empty:
                     Image.fromarray(square).save(Path(aside, f"{stem}_{k:03d}_{ending}.png"))
         for path in Path(aside).iterdir():
-            path.replace(folder / part / path.name)
+            path.replace(args.out / part / path.name)
     return notes | {"slices": blank.count(False), "of_one_grey": blank.count(True)}
 
 
-def begin(folder, parts, volumes, unopened, args):
+def begin(parts, volumes, unopened, args):
     """-> the manifest of an earlier run that left slices, or a new one; others end the program. Who
     could not be opened then and can be now joins input or target."""
-    elsewhere = ("t1", "t2", "ct", "volumes", "out", "preview")  # differ between people
+    elsewhere = ("t1", "t2", "ct", "volumes", "out")  # differ between people
     settings = {key: value for key, value in vars(args).items() if key not in elsewhere}
-    if not any(path for part in PARTS for path in (folder / part).glob("[!.]*")):
+    if not any(path for part in PARTS for path in (args.out / part).glob("[!.]*")):
         return settings | {"drawn": parts, "unopened": [*unopened], "bad": unopened, "volumes": {}}
     before = {"drawn": {}, "unopened": [], "bad": {}}
     with contextlib.suppress(OSError, ValueError, TypeError):
-        before |= json.loads((folder / "manifest.json").read_text())
+        before |= json.loads((args.out / "manifest.json").read_text())
     known, now = ({*sum(drawn.values(), [])} for drawn in (before["drawn"], parts))
     differ = [key for key in settings if before.get(key) != settings[key]]
-    if known - now or now - known and not before["unopened"]:
-        differ.append("split")
+    differ += ["split"] * bool(known - now or now - known and not before["unopened"])
     if differ:
         fail(f"{args.out}: holds other settings ({', '.join(differ)}); choose another --out")
     for who in sorted(now - known):
@@ -444,42 +535,47 @@ def begin(folder, parts, volumes, unopened, args):
     return before | {"bad": still_bad | unopened}
 
 
-def save(place, manifest):
+def save(path, manifest):
     """The split holds who gave slices; a list of numbers takes one line."""
-    manifest["split"] = {part: [] for part in PARTS}
-    for who, part in sorted({(patient(k), v["part"]) for k, v in manifest["volumes"].items()}):
-        manifest["split"][part].append(who)
+    part_of = {patient(stem): notes["part"] for stem, notes in manifest["volumes"].items()}
+    manifest["split"] = {p: sorted(who for who in part_of if part_of[who] == p) for p in PARTS}
     text = json.dumps(manifest, indent=1)
     text = re.sub(r"\[[-+.\de,\s]+\]", lambda numbers: " ".join(numbers[0].split()), text) + "\n"
-    replace_file(place, lambda place: place.write_text(text))
+    replace_file(path, lambda unfinished: unfinished.write_text(text))
 
 
-def prepare(folder, manifest, volumes, args):
-    """Goes through the volumes that are not done; bad ones have another chance."""
+def prepare(manifest, volumes, args):
+    """Goes through the volumes that are not done; bad ones have another chance. The manifest is
+    saved first, at the end and now and then: a run killed in between does a few volumes again."""
     part_of = {who: part for part, people in manifest["drawn"].items() for who in people}
     done, bad = manifest["volumes"], manifest["bad"]
     todo = [stem for stem in volumes if patient(stem) in part_of and stem not in done]
     print(f"{len(todo) + len(done)} volumes, {len(done)} of them done already")
-    save(folder / "manifest.json", manifest)  # first, so that a run killed early can go on
-    for count, stem in enumerate(todo, 1):
-        progress(count, len(todo), "volume")
-        enough = len(manifest["split"]["target"]) >= getattr(args, "patients_ct", 0)
-        if enough and "ct" in volumes[stem].get("target", ()):
-            continue
-        try:
-            done[stem] = prepare_volume(folder, part_of[patient(stem)], stem, volumes[stem], args)
-            bad.pop(stem, None)
-            if scan := done[stem].get("ct"):
-                print(f"{stem}: {scan.get('series') or scan['file']}")
-        except ValueError as error:
-            bad[stem] = str(error)
-            print(f"skipped {stem}: {error}", file=sys.stderr)
-        save(folder / "manifest.json", manifest)
+    path, due = args.out / "manifest.json", 0
+    try:
+        for count, stem in enumerate(todo, 1):
+            if time.monotonic() >= due:  # writing it takes longer the more it holds
+                save(path, manifest)
+                due = time.monotonic() + 5
+            progress(count, len(todo), "volume")
+            full = sum("ct" in notes for notes in done.values()) >= getattr(args, "patients_ct", 0)
+            if full and "ct" in volumes[stem].get("target", ()):
+                continue
+            try:
+                done[stem] = prepare_volume(part_of[patient(stem)], stem, volumes[stem], args)
+                bad.pop(stem, None)
+                if scan := done[stem].get("ct"):
+                    print(f"{stem}: {scan.get('series') or scan['file']}")
+            except ValueError as error:
+                bad[stem] = str(error)
+                print(f"skipped {stem}: {error}", file=sys.stderr)
+    finally:
+        save(path, manifest)
 
 
-def report(folder, manifest, args):
-    """Says what there is, draws and packs it; ends the program where a set is without a slice."""
-    entries, bad, done = find_images(folder), manifest["bad"], manifest["volumes"].values()
+def report(manifest, args):
+    """Says what there is; ends the program where a set is without a slice."""
+    entries, bad, done = find_images(args.out), manifest["bad"], manifest["volumes"].values()
     files = {s: [paths[s] for _, paths in entries if s in paths] for s in SETS}
     print(f"{args.out}: " + ", ".join(f"{len(paths)} slices for {s}" for s, paths in files.items()))
     if bad:
@@ -488,62 +584,46 @@ def report(folder, manifest, args):
         if manifest["drawn"][part] and not files[which]:
             reasons = "; ".join(f"{stem}: {reason}" for stem, reason in [*bad.items()][:3])
             fail(f"{args.out}: not one slice for {part}; {reasons}")
+    if blank := sum(notes["of_one_grey"] for notes in done):
+        print(f"left out {blank} slices or pairs with a single grey")
     if reached := [notes["4x"]["acceleration"] for notes in done if "4x" in notes]:
         print(f"acceleration reached, over the measured columns: {min(reached)} to {max(reached)}")
     taken = len(manifest["split"]["target"])
     if taken < getattr(args, "patients_ct", 0):
         print(f"{taken} CT patients, not {args.patients_ct}: no others can be used")
-    packed = args.out != folder
-    if args.preview:
-        columns = {which: [Image.open(paths[i * (len(paths) - 1) // 7]) for i in range(8)]
-                   for which, paths in files.items() if paths}
-        place = args.out.with_suffix(".png") if packed else folder / "preview.png"
-        picture_grid(place, columns)
-    if packed:
-        save(args.out.with_suffix(".json"), manifest)
-        write_h5(args.out, gather(*read_folder(folder, args.size, SETS), args.size))
-        if not bad:
-            return shutil.rmtree(folder)
-        print(f"{folder} is kept: the same command tries the skipped volumes again")
 
 
-def go(args):
-    """One at a time in a folder: a killed run's lock dies with it. An .h5 is packed at the end, of
-    PNG files in NAME.part, which stays while volumes are bad."""
+def prepare_locked(args):
+    """Prepares a folder in which no other run is at work. The lock ends with the process."""
     import fcntl
-    packed = args.out.suffix.lower() == ".h5"
-    folder = args.out.with_suffix(".part") if packed else args.out
-    taken = args.out.is_file() or packed and folder.is_dir()
-    if packed and args.out.is_dir() or taken and not (folder / ".lock").exists():
-        fail(f"{args.out}: is finished, or it or {folder.name} is something else; choose another "
-             "--out or remove it")
+    if args.out.is_file() or args.out.suffix.lower() == ".h5":
+        fail(f"{args.out}: choose another --out, a folder; data.py FOLDER --h5 {args.out} packs it")
     parts, volumes, unopened = {"ixi": ixi, "fastmri": fastmri, "mri2ct": mri2ct}[args.task](args)
     try:
         for part in PARTS:
-            (folder / part).mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w")
+            (args.out / part).mkdir(parents=True, exist_ok=True)
+        lock = open(args.out / ".lock", "w")
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         fail(f"{args.out}: another run is at work there; wait for it or choose another --out")
     except OSError as error:
         fail(f"{args.out}: cannot be written ({error.strerror}); choose another --out")
     with lock:
-        for left in folder.glob(".unfinished-*"):  # by a run that was killed
+        for left in args.out.glob(".unfinished-*"):  # by a run that was killed
             shutil.rmtree(left)
-        manifest = begin(folder, parts, volumes, unopened, args)
-        prepare(folder, manifest, volumes, args)
-        report(folder, manifest, args)
+        manifest = begin(parts, volumes, unopened, args)
+        prepare(manifest, volumes, args)
+        report(manifest, args)
 
 
-@memory_may_run_out("choose a smaller --size or --limit, or a folder for --out")
+@memory_may_run_out("choose a smaller --size")
 def main():
     common = argparse.ArgumentParser(add_help=False)
     add, many = common.add_argument, bounded(int, 1, 10 ** 9)
-    add("--out", type=Path, required=True, help="folder for PNG files, or NAME.h5 for one file")
+    add("--out", type=Path, required=True, help="folder for PNG files; data.py can pack it")
     add("--size", type=bounded(int, 1, 4096), default=256, help="side d in pixels (Sec. 4.1: 256)")
     add("--seed", type=int, default=0, help="decides who goes where (Sec. 4.1: randomly)")
     add("--limit", type=many, help="a first look at so many patients, with an --out of its own")
-    add("--preview", action="store_true", help="also draw slices: OUT/preview.png or NAME.png")
     add("--normalise", choices=("volume", "slice"), default="volume", help="its own grey scale")
     parser = argparse.ArgumentParser(description="Turn raw IXI, fastMRI and CQ500 into slices.")
     tasks = parser.add_subparsers(dest="task", required=True)
@@ -555,11 +635,10 @@ def main():
     add = tasks.add_parser("mri2ct", parents=[common], help="T1 to CT, unpaired").add_argument
     add("--t1", required=True, help="folder of T1 volumes, SUBJECT-T1.nii.gz")
     add("--ct", nargs="+", required=True, help="holds a folder or a NIfTI file for every patient")
-    add("--centre", type=bounded(float, -1e5, 1e5), default=40,
-        help="centre of the CT window in HU (Sec. 4.1: none)")
-    add("--width", type=bounded(float, 1, 1e5), default=400,
-        help="width of the CT window in HU (Sec. 4.1: none)")
-    add("--patients-mri", type=many, default=144, help="T1 patients (Sec. 4.1: 144)")
+    add("--centre", type=bounded(float, -1e5, 1e5), default=40, help="of the CT window in HU: ours")
+    add("--width", type=bounded(float, 1, 1e5), default=400, help="of the CT window in HU: ours")
+    add("--patients-mri", type=many, default=144,
+        help="T1 patients (Sec. 4.1: 144); 14 of 144 are held back, 130 left to train on")
     add("--patients-ct", type=many, default=80, help="CT patients (Sec. 4.1: 80)")
     examples = [line.split() for line in __doc__.splitlines() if "python prepare.py" in line]
     for each, words in zip((parser, *tasks.choices.values()), examples[:1] + examples):
@@ -567,7 +646,7 @@ def main():
         each.formatter_class = partial(argparse.RawDescriptionHelpFormatter, width=79)
     args = parser.parse_args()
     try:
-        go(args)
+        prepare_locked(args)
     except ModuleNotFoundError as error:
         fail(f"{error.name} is missing; install it with: pip install {error.name}")
     except (OSError, KeyboardInterrupt) as error:  # readers turn their OSErrors into ValueErrors

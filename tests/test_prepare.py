@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 import tracemalloc
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 import data
+import mutants
 import prepare
 
 nibabel = pytest.importorskip("nibabel", reason="nibabel is not installed: pip install nibabel")
@@ -75,7 +77,8 @@ def write_ct(path, pixels, position, number, axes=(1, 0, 0, 0, 1, 0), **tags):
     ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = pydicom.uid.CTImageStorage
     ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.4.{number}"
     ds.Modality, ds.PatientID, ds.SeriesInstanceUID, ds.SeriesNumber = "CT", "", "1.2.3", 1
-    ds.ImageType, ds.InstanceNumber, ds.SeriesDescription = ["ORIGINAL", "PRIMARY", "AXIAL"], number, "Plain"
+    ds.ImageType, ds.SeriesDescription = ["ORIGINAL", "PRIMARY", "AXIAL"], "Plain"
+    ds.InstanceNumber = number if isinstance(number, int) else 0
     ds.ImagePositionPatient, ds.ImageOrientationPatient, ds.PixelSpacing = list(map(float, position)), list(axes), [4., 4.]
     ds.Rows, ds.Columns = pixels.shape
     ds.SamplesPerPixel, ds.PhotometricInterpretation, ds.BitsAllocated, ds.BitsStored, ds.HighBit = 1, "MONOCHROME2", 16, 16, 15
@@ -140,7 +143,7 @@ def refused(run, line, capsys):
 # ---------------------------------------------------------------- IXI
 
 class Arguments:
-    normalise, size, seed, limit = "volume", 64, 0, None
+    normalise, size, seed, limit, out = "volume", 64, 0, None, Path()
 
 
 def squares(stack, spacing=(1, 1), arguments=Arguments):
@@ -278,7 +281,7 @@ def test_preparing_a_pair_stays_below_two_volumes_of_memory(cli):
     sources = prepare.ixi(argparse.Namespace(t1=".", t2=".", limit=None, seed=0))[1]["p"]
     Path("evaluation").mkdir()
     tracemalloc.start()
-    prepare.prepare_volume(cli.folder, "evaluation", "p", sources, Arguments)
+    prepare.prepare_volume("evaluation", "p", sources, Arguments)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2 * np.prod(shape) * np.dtype(np.float32).itemsize
@@ -399,8 +402,8 @@ def test_mri_to_ct_has_inputs_without_targets_to_evaluate(cli):
         write_ct(cli.folder / "CQ500" / "CQ500CT7 CQ500CT7" / "CT Plain" / f"{k}.dcm", ct_head(k), (0, 0, k), k)
     for i in range(3):
         write_nifti(cli.folder / "t1" / f"IXI00{i}-T1.nii.gz", *T1_GRID)
-    cli("mri2ct --t1 t1 --ct CQ500 --out out.h5 --size 64 --patients-mri 2")
-    slices = data.load("out.h5", 64)
+    cli("mri2ct --t1 t1 --ct CQ500 --out out --size 64 --patients-mri 2")
+    slices = data.load("out", 64)
     assert [len(getattr(slices, which)) for which in data.SETS] == [38, 6, 38, 0]  # T1: of 40
     assert len({data.patient(name) for name in slices.names["input"] + slices.names["evaluation_input"]}) == 2
 
@@ -452,12 +455,17 @@ def test_ct_slices_are_numbered_from_bottom_to_top_whichever_way_their_normal_po
     ("CT ORAL IV", False), ("CTA_head", False), ("SIN CONTRASTE", True), ("Schaedel ohne KM", True), ("sans injection", True),
     ("CT without oral or IV contrast", True), ("NCCT", True), ("head no contrast", True), ("post op plain", True),
     ("Schaedel KM", False), ("Head CE", False), ("pre and post", False), ("Without and with", False), ("W/O & W", False),
-    ("with and without contrast", False), ("CT C-2", False), ("avec injection", False)])
+    ("with and without contrast", False), ("CT C-2", False), ("avec injection", False), ("HEAD NON CON", True),
+    ("Non-Con", True), ("NONCON HEAD", True), ("W/OUT CONTRAST", True), ("w/ out contrast", True), ("WO CON", True),
+    ("W O CONTRAST", True), ("non enhanced", True), ("non - contrast", True), ("pre con", True), ("pre, con contraste", False),
+    ("sin y con contraste", False), ("DELAYED", False), ("5 min delay", False), ("CTV", False), ("CTP", False),
+    ("TEST BOLUS", False), ("HEAD ENHANCE", False), ("venogram", False), ("W/OUT & W", False)])
 def test_descriptions_of_series_are_understood(cli, label, plain):
     write_ct(Path("a.dcm"), ct_head(0), (0, 0, 0), 1)
-    header = pydicom.dcmread("a.dcm")
-    header.title = label
-    assert (prepare.why_not([header] * 9) is None) == plain
+    headers = [pydicom.dcmread("a.dcm") for _ in range(5)]
+    for height, header in enumerate(headers):
+        header.title, header.height = label, height
+    assert (prepare.why_not(headers) is None) == plain, f"{label}: {prepare.why_not(headers)}"
 
 
 def test_ct_patients_that_cannot_be_used_are_named(cli, capsys):
@@ -543,27 +551,17 @@ def test_a_missing_package_is_asked_for_in_one_sentence(cli, monkeypatch, capsys
     assert "pip install nibabel" in refused(cli, "ixi --t1 t1 --t2 t2 --out out", capsys)
 
 
-def test_h5_holds_what_the_folder_holds_and_preview_is_drawn(cli, capsys):
-    write_ixi(cli.folder, "abcd")
-    line = "ixi --t1 t1 --t2 t2 --size 64 --limit 3 --preview --out "
-    cli(line + "folder")
-    cli(line + "packed.h5")
-    one, other = data.load("folder", 64), data.load("packed.h5", 64)
-    assert one.names == other.names and len(one.names["evaluation_target"]) == 20
-    assert all(np.array_equal(getattr(one, s), getattr(other, s)) for s in data.SETS)
-    assert json.loads(Path("packed.json").read_text()) == manifest("folder")
-    with h5py.File("packed.h5") as file:
-        assert file["input"].chunks == (1, 64, 64) and file["input"].dtype == np.uint8
-        assert file["input"].compression == "gzip"
-    assert sorted(p.name for p in Path().glob("packed*")) == ["packed.h5", "packed.json", "packed.png"]
-    assert Image.open("folder/preview.png").width > 700
-    assert "is finished" in refused(cli, line + "packed.h5", capsys)
-
 # ---------------------------------------------------------------- nothing wrong slips in
 
-def write_series(folder, count=8, uid="1.2.3", start=0, **tags):
+def write_series(folder, count=8, uid="1.2.3", start=0, step=1, values=lambda stored: stored, **tags):
     for k in range(count):
-        write_ct(Path(folder, f"{k:03d}.dcm"), ct_head(k), (0, 0, start + k), k, SeriesInstanceUID=uid, **tags)
+        number = f"{uid}.{start}.{k}"  # every image has its own
+        write_ct(Path(folder, f"{k:03d}.dcm"), values(ct_head(k)), (0, 0, start + step * k), number, SeriesInstanceUID=uid,
+                 **{"InstanceNumber": k} | tags)
+
+
+def dicoms(folder="p"):
+    return sorted(Path(folder).rglob("*.dcm"))
 
 
 def write_hu(path, values=None):
@@ -596,6 +594,115 @@ def test_a_nifti_under_ct_without_hounsfield_units_is_refused_with_the_reason(cl
     write_hu(Path("p/x.nii.gz"), values)
     with pytest.raises(ValueError, match="nothing below -500"):
         prepare.ct([Path("p/x.nii.gz")])
+
+
+@pytest.mark.parametrize("name, values, tags", [
+    ("unsigned, without intercept", lambda stored: stored, dict(RescaleIntercept=0, PixelRepresentation=0)),
+    ("wrapped at 4096", lambda stored: (stored - 1024) % 4096, dict(RescaleIntercept=0, PixelRepresentation=0)),
+    ("only its padding is below", lambda stored: np.where(np.arange(64) < 3, -2000, stored), dict(RescaleIntercept=0))])
+def test_a_dicom_series_without_hounsfield_units_is_refused_with_the_reason(cli, name, values, tags):
+    write_series("p/s", values=values, **tags)
+    with pytest.raises(ValueError, match="nothing below -500") as end:
+        prepare.ct(dicoms())
+    assert "files in s" in str(end.value), f"{name}: the series is not named: {end.value}"
+
+
+def test_pixels_times_slope_plus_intercept_are_hounsfield_units():
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "a.dcm")
+        write_ct(path, ct_head(0) // 2, (0, 0, 0), 1, RescaleSlope=2)
+        hu = prepare.hounsfield(path)
+    expected = ct_head(0) // 2 * 2 - 1024
+    assert np.array_equal(hu, expected), f"tissue of {expected.max()} HU became {hu.max()}, air of {expected.min()} {hu.min()}"
+
+
+def test_a_plain_and_an_enhanced_acquisition_under_one_uid_are_never_mixed(cli):
+    """Of 15 and of 11 slices; both lie in one folder, as an archive's download has them, and only the plain one has -7."""
+    write_series("p/s/a", 15, start=0, AcquisitionNumber=1, values=lambda stored: stored - 7)
+    write_series("p/s/b", 11, start=2, AcquisitionNumber=2, ContrastBolusAgent="OMNIPAQUE", SeriesDescription="Head")
+    stack, _, _, notes = prepare.ct(dicoms())
+    assert stack.max() == 140 - 7 and stack.shape[0] == len(prepare.core(15)), f"slices were mixed: {notes}"
+    assert "acquisition 1, 15 files" in notes["series"], f"the acquisition is not named: {notes['series']}"
+    assert any("acquisition 2, 11 files" in line and "contrast agent" in line for line in notes["found"]), notes["found"]
+
+
+def test_of_two_acquisitions_that_say_nothing_the_first_is_taken(cli):
+    write_series("p/s/a", 15, AcquisitionNumber=12)
+    write_series("p/s/b", 15, AcquisitionNumber=2, values=lambda stored: stored - 7)
+    stack, *_, notes = prepare.ct(dicoms())
+    assert stack.max() == 140 - 7, f"the later one was taken: {notes['series']}"
+
+
+def test_acquisitions_that_stand_on_one_another_are_one_series(cli):
+    for k in range(12):
+        write_series(f"p/s/{k}", 1, start=k, AcquisitionNumber=k // 2)
+    assert "12 files" in prepare.ct(dicoms())[3]["series"], "a scan made step by step was taken apart"
+
+
+def test_twins_are_counted_and_scans_that_nothing_tells_apart_are_refused(cli):
+    write_series("p/s/a", 15)
+    write_series("p/s/b", 2, start=3)
+    assert "2 left out at heights of others" in prepare.ct(dicoms())[3]["series"], prepare.ct(dicoms())[3]
+    Path("p/copy.dcm").write_bytes(Path("p/s/a/000.dcm").read_bytes())
+    assert "3 left out" in prepare.ct(dicoms())[3]["series"], "a copy of a file made a scan of its own"
+    write_series("p/s/c", 12, start=1)
+    with pytest.raises(ValueError, match="29 images at 15 heights, several scans in one"):
+        prepare.ct(dicoms())
+
+
+def test_a_series_whose_pixel_spacing_changes_is_named(cli):
+    write_series("p/s/a", 5)
+    write_series("p/s/b", 5, start=5, PixelSpacing=[.5, .5])
+    with pytest.raises(ValueError, match="pixel spacing changes"):
+        prepare.ct(dicoms())
+
+
+def test_a_series_that_covers_the_head_goes_before_a_slab_of_more_slices(cli):
+    write_series("p/slab", 32, "1.2.1", step=.625)
+    write_series("p/head", 25, "1.2.2", step=5, ImageType=["DERIVED", "SECONDARY"], SeriesDescription="sharp")
+    assert "25 files in head" in prepare.ct(dicoms())[3]["series"], "a slab of 20 mm was taken for a head"
+    write_series("p/thin", 50, "1.2.3", step=2.5, ImageType=["DERIVED", "SECONDARY"], SeriesDescription="sharp")
+    write_series("p/more", 30, "1.2.4", step=5, ImageType=["DERIVED", "SECONDARY"], SeriesDescription="sharp")
+    assert "50 files in thin" in prepare.ct(dicoms())[3]["series"], "beyond 100 mm slices do not count"
+
+
+def test_twenty_files_at_one_height_are_no_series(cli):
+    write_series("p/cine", 20, step=0)
+    with pytest.raises(ValueError, match="fewer than 5 slices"):
+        prepare.ct(dicoms())
+
+
+@pytest.mark.parametrize("folder, plain", [("WO CONTRAST", True), ("NO CONTRAST", True), ("HEAD NON CON", True), ("C", True),
+                                           ("series C", True), ("IV", True), ("CT C", False), ("HEAD C+", False), ("KM 5mm", False)])
+def test_names_of_folders_are_understood_where_descriptions_are_missing(cli, folder, plain):
+    write_series(f"p/{folder}", SeriesDescription=None)
+    try:
+        found = bool(prepare.ct(dicoms()))
+    except ValueError as error:
+        found = False
+        assert "contrast agent" in str(error), str(error)
+    assert found == plain, f"a folder {folder!r} without descriptions counts as {'plain' if found else 'enhanced'}"
+
+
+def test_hi_res_is_sharp_and_stands_back(cli):
+    write_series("p/HI RES", 9, "1.2.1", SeriesDescription=None)
+    write_series("p/soft", 8, "1.2.2")
+    assert "8 files in soft" in prepare.ct(dicoms())[3]["series"], "the sharp series was taken"
+
+
+def test_of_a_patients_nifti_files_the_best_plain_one_is_taken_and_the_others_are_listed(cli):
+    """Named as dcm2niix names them."""
+    for name in ("4cc_sec_150cc_D3D_on_20100101_5", "CT_PLAIN_BONE_20100101_7", "CT_PLAIN_THIN_20100101_2", "scout_1"):
+        write_hu(Path(f"p/{name}.nii.gz"))
+    nibabel.save(nibabel.Nifti1Image(np.full((64, 64, 3), -1000, np.int16), np.eye(4)), "p/scout_1.nii.gz")
+    *_, notes = prepare.ct(sorted(Path("p").glob("*.nii.gz")))
+    assert notes["file"] == "CT_PLAIN_THIN_20100101_2.nii.gz", f"taken: {notes['file']}"
+    found = "; ".join(notes["found"])
+    assert found.count("nii.gz") == 4 and "D3D_on_20100101_5.nii.gz: contrast agent" in found, found
+    with pytest.raises(ValueError, match="contrast agent"):
+        prepare.ct([Path("p/4cc_sec_150cc_D3D_on_20100101_5.nii.gz")])
+    with pytest.raises(ValueError, match="scout_1.nii.gz has 3 axial slices; 5 are wanted"):
+        prepare.ct([Path("p/scout_1.nii.gz")])
 
 
 def test_one_flipped_bit_in_a_compressed_nifti_never_passes(cli):
@@ -637,15 +744,79 @@ def test_names_that_would_be_one_patient_are_refused_by_name(cli, capsys):
     assert "train/file1.h5 and val/file1.h5" in refused(cli, "fastmri --volumes train val --out out", capsys)
 
 
-def test_ct_one_level_too_deep_ends_with_a_sentence_but_anonymous_patients_do_not(cli, capsys):
+def test_ct_one_level_too_deep_ends_with_a_sentence(cli, capsys):
     write_nifti(Path("t1/IXI001-T1.nii.gz"), *T1_GRID)
     for who in "ab":
-        write_series(f"deep/{who}", PatientID="CQ500-CT-7")
-        write_series(f"wide/{who}", PatientID="ANONYMOUS")
+        write_series(f"deep/{who}", PatientID="CQ500-CT-7", StudyInstanceUID="1.2.8")
     said = refused(cli, "mri2ct --t1 t1 --ct deep --out out", capsys)
-    assert "deep/a and deep/b" in said and "CQ500-CT-7" in said
+    assert "deep/a and deep/b" in said and "CQ500-CT-7" in said and "in one folder" in said, said
+
+
+def test_one_person_in_two_of_many_folders_is_refused(cli, capsys):
+    write_nifti(Path("t1/IXI001-T1.nii.gz"), *T1_GRID)
+    for who in "abcd":
+        write_series(f"ct/{who}", PatientID="7" if who in "bd" else who, StudyInstanceUID=f"1.2.{ord(who)}")
+    said = refused(cli, "mri2ct --t1 t1 --ct ct --out out", capsys)
+    assert "ct/b and ct/d" in said and "(7)" in said, said
+
+
+@pytest.mark.parametrize("ids", [["ANONYMOUS"] * 3, ["REMOVED"] * 3, ["REMOVED", "REMOVED", "7"]])
+def test_a_patient_id_that_most_folders_share_says_nothing(cli, ids):
+    write_nifti(Path("t1/IXI001-T1.nii.gz"), *T1_GRID)
+    for who, person in zip("abc", ids):
+        write_series(f"wide/{who}", PatientID=person, StudyInstanceUID=f"1.2.{ord(who)}")
     cli("mri2ct --t1 t1 --ct wide --out out --size 64")
-    assert manifest()["split"]["target"] == ["a", "b"]
+    assert manifest()["split"]["target"] == ["a", "b", "c"], f"with {ids}: {manifest()['split']}"
+
+
+def test_what_gave_nothing_in_ct_is_named(cli, capsys):
+    write_nifti(Path("t1/IXI001-T1.nii.gz"), *T1_GRID)
+    write_series("ct/good")
+    Path("ct/empty").mkdir()
+    Path("ct/p2.zip").touch()
+    write_series("ct/bare")
+    for path in list(Path("ct/bare").iterdir()):  # as files without the 128 bytes and DICM before the header
+        path.with_suffix("").write_bytes(path.read_bytes()[132:])
+        path.unlink()
+    cli("mri2ct --t1 t1 --ct ct --out out --size 64")
+    said = capsys.readouterr().err
+    assert all(name in said for name in ("ct/empty", "ct/p2.zip", "ct/bare")), f"not all are named: {said}"
+    assert "ct/good" not in said, said
+    for k in range(12):
+        Path(f"ct/good/{k}.txt").touch()
+    cli("mri2ct --t1 t1 --ct ct/good --out other --size 64")
+    said = capsys.readouterr().err
+    assert "12 entries" in said and "7.txt" in said and ".dcm" not in said, said
+
+
+def test_nifti_files_lying_directly_in_ct_are_said_to_be_patients(cli, capsys):
+    write_nifti(Path("t1/IXI001-T1.nii.gz"), *T1_GRID)
+    for name in ("P1_PLAIN_THIN_2", "P1_4cc_sec_150cc_5", "C"):  # C: no contrast agent, the patient after A and B
+        write_hu(Path(f"ct/{name}.nii.gz"))
+    cli("mri2ct --t1 t1 --ct ct --out out --size 64")
+    said = capsys.readouterr().out
+    assert "3 of them NIfTI files directly in --ct, each taken for a patient" in said, said
+    assert [*manifest()["bad"]] == ["P1-4cc-sec-150cc-5"], manifest()["bad"]
+    assert "contrast agent" in manifest()["bad"]["P1-4cc-sec-150cc-5"], manifest()["bad"]
+
+
+def test_sessions_of_one_bids_subject_stay_on_one_side(cli):
+    names = [f"sub-{k:02d}_ses-{session}" for k in range(5) for session in (1, 2)]
+    for name in names:
+        write_nifti(Path(f"t1/{name}_T1w.nii.gz"), *T1_GRID)
+        write_nifti(Path(f"t2/{name}_T2w.nii.gz"), *T2_GRID)
+    cli("ixi --t1 t1 --t2 t2 --out out --size 64")
+    drawn = manifest()["drawn"]
+    assert sorted(sum(drawn.values(), [])) == [f"sub-{k:02d}" for k in range(5)], f"the patients are {drawn}"
+    assert sorted(manifest()["volumes"]) == names, f"the volumes are {sorted(manifest()['volumes'])}"
+    slices = data.load("out", 64)
+    people = [{data.patient(name) for name in slices.names[which]} for which in data.SETS[:3]]
+    assert sum(map(len, people)) == 5 == len(set.union(*people)), f"somebody is in two sets: {people}"
+    write_series("ct/a")
+    cli("mri2ct --t1 t1 --ct ct --out other --size 64 --patients-mri 3")
+    parts = manifest("other")["split"]
+    assert len(parts["input"]) == 2 and len(parts["evaluation"]) == 1 and not set(parts["input"]) & set(parts["evaluation"]), parts
+    assert len(manifest("other")["volumes"]) == 3 * 2 + 1, f"both sessions count: {sorted(manifest('other')['volumes'])}"
 
 
 @pytest.mark.parametrize("heights, missing", [
@@ -673,19 +844,104 @@ def test_normalised_slices_reach_both_ends_after_shrinking(cli):
         assert picture[:, 8:-8].min() == 0 and picture.max() == 255
 
 
-def test_slices_of_one_grey_are_left_out_and_counted_and_a_pair_stays_while_one_half_shows_something(cli):
-    def low(x, y, z):
-        return head(x, y, z) * (z < 0)
+def cut_off(height):
+    return lambda x, y, z: head(x, y, z) * (z < height)
 
-    def lower(x, y, z):
-        return head(x, y, z) * (z < -20)
-    write_nifti(Path("t1/a-T1.nii.gz"), *T2_GRID, low)
-    write_nifti(Path("t2/a-T2.nii.gz"), *T2_GRID, lower)
+
+def test_a_pair_with_one_half_of_a_single_grey_is_left_out_and_counted(cli, capsys):
+    write_ixi(cli.folder, "a")
+    say_it_lies(Path("t1/a-T1.nii.gz"), up_by(60))
     cli("ixi --t1 t1 --t2 t2 --size 64 --out out")
-    names = [list(read(f"out/evaluation/*_{half}.png")) for half in ("input", "target")]
-    shown = sum(picture.any() for picture in read("out/evaluation/*_input.png").values())
-    assert len(names[0]) == len(names[1]) == shown == manifest()["volumes"]["a"]["slices"] < 14
-    assert manifest()["volumes"]["a"]["of_one_grey"] == 20 - shown
+    halves = [read(f"out/evaluation/*_{half}.png") for half in ("input", "target")]
+    assert list(halves[0]) == [name.replace("target", "input") for name in halves[1]], "pairs were torn apart"
+    blank = [name for half in halves for name, picture in half.items() if not np.ptp(picture)]
+    shown, notes = len(halves[0]), manifest()["volumes"]["a"]
+    assert not blank, f"pairs with an empty half were kept: {blank}"
+    assert shown == len(halves[1]) == notes["slices"] and 10 <= shown < 20, f"{shown} pairs, the manifest counts {notes}"
+    assert notes["of_one_grey"] == 20 - shown, f"{20 - shown} were left out, the manifest counts {notes['of_one_grey']}"
+    said = capsys.readouterr().out
+    assert f"left out {20 - shown} slices or pairs with a single grey" in said, said
+
+
+def up_by(millimetres):
+    return np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, millimetres], [0, 0, 0, 1]])
+
+
+def say_it_lies(path, motion):
+    """Moves what the file says of its place, not what it holds."""
+    image = nibabel.load(path)
+    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), motion @ image.affine), path)
+
+
+@pytest.mark.parametrize("fault, reason", [
+    ("NaN", "all NaN or infinite"), ("400 mm", "20 of t1, 0 of t2"), ("110 mm", "of t1, 0 of t2"), ("metres", "not in mm"),
+    ("T2 in metres", "not in mm"), ("a T1 mostly empty", "of t1, 0 of t2")])
+def test_a_patient_with_more_than_half_of_the_pairs_empty_is_bad_with_the_reason(cli, capsys, fault, reason):
+    write_ixi(cli.folder, "a")
+    path, (shape, affine), in_metres = Path("t1/a-T1.nii.gz"), T1_GRID, np.diag([.001, .001, .001, 1])
+    if fault == "NaN":
+        nibabel.save(nibabel.Nifti1Image(np.full(shape, np.nan, np.float32), affine), path)
+    elif fault.endswith("mm"):
+        say_it_lies(path, up_by(float(fault.split()[0])))
+    elif fault.endswith("metres"):
+        say_it_lies(Path("t2/a-T2.nii.gz") if "T2" in fault else path, in_metres)
+    else:
+        write_nifti(path, *T2_GRID, cut_off(-15))
+    said = refused(cli, "ixi --t1 t1 --t2 t2 --size 64 --out out", capsys)
+    assert reason in manifest()["bad"]["a"], f"{fault}: {manifest()['bad']}"
+    assert reason in said and not read("out/evaluation/*"), f"{fault}: pairs were written, or {said}"
+
+
+@pytest.mark.parametrize("normalise", ["volume", "slice"])
+def test_padding_does_not_hide_that_a_slice_is_of_a_single_grey(cli, normalise):
+    class Chosen(Arguments):
+        pass
+    Chosen.normalise = normalise
+    stack = np.full((2, 40, 60), 7, np.float32)
+    stack[0, 5:30, 5:50] = np.arange(45) * 20 + 10
+    stack[0, 0, 0] = 0  # below air, so that air becomes grey 1 or more
+    limits = [0, 800] if normalise == "volume" else None
+    found = [prepare.fit_square(picture, (1, 1), 64, limits) for picture in stack]
+    assert [blank for *_, blank in found] == [False, True], f"single grey: {[blank for *_, blank in found]}"
+    if normalise == "volume":
+        assert np.ptp(found[1][0]) > 0, "the example has lost its point: air is as black as the padding"
+
+
+@pytest.mark.parametrize("fault, reason", [
+    ("colours", "not grey values"), ("complex numbers", "complex64, not grey values"), ("NaN in sform", "sform or qform holds NaN"),
+    ("sform 30 mm off", "30 mm apart"), ("flat", "not in mm")])
+def test_a_nifti_file_that_is_no_placed_grey_volume_is_refused_by_its_fault(cli, fault, reason):
+    shape, affine = (8, 8, 8), np.eye(4)
+    kinds = {"colours": [("R", "u1"), ("G", "u1"), ("B", "u1")], "complex numbers": np.complex64}
+    image = nibabel.Nifti1Image(np.zeros(shape, kinds.get(fault, np.int16)), affine)
+    if fault == "sform 30 mm off":
+        image.set_qform(affine, 1)
+        image.set_sform(up_by(30), 1)
+    elif fault == "flat":
+        image.set_sform(np.diag([1, 1, 0, 1]), 1)
+        image.set_qform(None, 0)
+    nibabel.save(image, "odd.nii")
+    if fault == "NaN in sform":
+        whole = Path("odd.nii").read_bytes()
+        Path("odd.nii").write_bytes(whole[:292] + np.float32(np.nan).tobytes() + whole[296:])  # srow_x[3]
+    with pytest.raises(ValueError, match=reason) as end:
+        prepare.read_nifti(Path("odd.nii"))
+    assert "odd.nii cannot be used" in str(end.value), f"the file is not named: {end.value}"
+
+
+@pytest.mark.parametrize("fault, reason", [("NaN", "NaN or infinity"), ("gaps", "4 columns between measured ones")])
+def test_kspace_that_is_not_whole_is_refused_by_its_fault(cli, fault, reason):
+    kspace = write_knee(Path("knees/file1.h5"))
+    kspace[:, :, :6] = kspace[:, :, -5:] = 0  # never measured, as in older files: no fault
+    if fault == "NaN":
+        kspace[2, 5, 9] = np.nan
+    else:
+        kspace[:, :, 10:14] = 0
+    with h5py.File("knees/file1.h5", "a") as file:
+        file["kspace"][:] = kspace
+    with pytest.raises(ValueError, match=reason) as end:
+        prepare.knee(Path("knees/file1.h5"), False)
+    assert "file1.h5 cannot be used" in str(end.value), f"the file is not named: {end.value}"
 
 
 # ---------------------------------------------------------------- nothing right is lost
@@ -763,13 +1019,60 @@ def test_a_run_killed_between_the_first_volume_and_its_note_goes_on(cli, monkeyp
     assert sorted(manifest()["volumes"]) == ["a", "b"]
 
 
+def test_the_manifest_is_not_written_for_every_volume_and_a_killed_run_ends_in_equal_pictures(cli, monkeypatch):
+    class Killed(BaseException):
+        pass
+    replace, written = os.replace, []
+
+    def watched(source, target):
+        if "manifest" in str(target):
+            written.append(target)
+            if killing and len(written) > 1:  # as if the end had come before the manifest
+                raise Killed
+        replace(source, target)
+    write_ixi(cli.folder, "abcdefgh")
+    monkeypatch.setattr(os, "replace", watched)
+    killing = False
+    cli("ixi --t1 t1 --t2 t2 --size 64 --out whole")
+    assert 2 <= len(written) <= 4, f"8 volumes in a few seconds: the manifest was written {len(written)} times"
+    killing, written[:] = True, []
+    with pytest.raises(Killed):
+        cli("ixi --t1 t1 --t2 t2 --size 64 --out out")
+    killing = False
+    cli("ixi --t1 t1 --t2 t2 --size 64 --out out")
+    one, other = read("out/*/*.png"), read("whole/*/*.png")
+    assert list(one) == list(other) and all(map(np.array_equal, one.values(), other.values())), "resumed to other pictures"
+    assert manifest() == manifest("whole"), "resumed to another manifest"
+
+
+def test_the_manifest_is_saved_every_few_seconds(cli, monkeypatch):
+    write_ixi(cli.folder, "abcdef")
+    clock, save, written = iter(range(0, 1000, 3)), prepare.save, []
+    monkeypatch.setattr(prepare.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(prepare, "save", lambda path, notes: (written.append(len(notes["volumes"])), save(path, notes)))
+    cli("ixi --t1 t1 --t2 t2 --size 64 --out out")
+    assert written[0] == 0 and written[-1] == 6 and 3 <= len(written) <= 6, f"saved after {written} volumes"
+
+
+def test_what_is_said_of_144_mri_patients_is_so(cli, capsys):
+    for k in range(150):
+        Path("t1").mkdir(exist_ok=True)
+        Path(f"t1/IXI{k:03d}-T1.nii.gz").touch()
+    write_series("ct/a")
+    arguments = argparse.Namespace(t1="t1", ct=["ct"], limit=None, seed=0, patients_mri=144)
+    drawn = prepare.mri2ct(arguments)[0]
+    assert (len(drawn["input"]), len(drawn["evaluation"])) == (130, 14), f"{len(drawn['input'])} are left to train on"
+    with pytest.raises(SystemExit):
+        cli("mri2ct --help")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "14 of 144 are held back, 130 left to train on" in said, said
+
+
 def test_a_set_without_a_slice_ends_with_exit_code_2_and_the_reasons(cli, capsys):
     write_nifti(Path("t1/IXI001-T1.nii.gz"), *T1_GRID)
     write_series("ct/a", SeriesDescription="CTA")
     said = refused(cli, "mri2ct --t1 t1 --ct ct --out out --size 64", capsys)
     assert "target" in said and "a: no plain axial CT" in said and "contrast agent" in said
-    refused(cli, "mri2ct --t1 t1 --ct ct --out out.h5 --size 64", capsys)
-    assert not Path("out.h5").exists() and manifest("out.part")["bad"]
 
 
 def test_ct_patients_who_cannot_be_used_are_replaced_or_the_shortfall_is_said(cli, capsys):
@@ -795,15 +1098,13 @@ def test_what_a_killed_run_left_aside_is_removed(cli):
     assert not list(Path("out").glob(".unfinished*"))
 
 
-def test_a_users_own_folders_are_left_alone(cli, capsys):
+def test_a_users_own_folders_are_left_alone(cli):
     write_ixi(cli.folder, "ab")
-    theirs = Path("out/unfinished-thesis/page.txt"), Path("knee.part/mine.txt")
-    for path in theirs:
-        path.parent.mkdir(parents=True)
-        path.touch()
+    theirs = Path("out/unfinished-thesis/page.txt")
+    theirs.parent.mkdir(parents=True)
+    theirs.touch()
     cli("ixi --t1 t1 --t2 t2 --size 64 --out out")
-    assert "knee.part" in refused(cli, "ixi --t1 t1 --t2 t2 --size 64 --out knee.h5", capsys)
-    assert all(path.exists() for path in theirs)
+    assert theirs.exists(), "a user's own file in --out was removed"
 
 
 def test_the_manifest_holds_every_choice(cli):
@@ -835,10 +1136,16 @@ def test_reasons_name_the_folder_of_a_file(cli):
 def test_an_out_that_cannot_be_written_is_not_told_to_go_on(cli, capsys):
     write_ixi(cli.folder, "a")
     Path("file").touch()
-    Path("folder.h5").mkdir()
-    for out in ("file/slices", "file", "folder.h5"):
+    for out in ("file/slices", "file"):
         said = refused(cli, f"ixi --t1 t1 --t2 t2 --out {out}", capsys)
         assert "goes on" not in said and "choose another --out" in said
+
+
+def test_an_out_that_looks_like_one_file_is_told_who_packs_it(cli, capsys):
+    write_ixi(cli.folder, "a")
+    said = refused(cli, "ixi --t1 t1 --t2 t2 --out knee.H5", capsys)
+    assert "data.py" in said and "--h5 knee.H5" in said, f"nobody says how to get an .h5: {said}"
+    assert not Path("knee.H5").exists(), "a folder was made that looks like a file"
 
 
 def test_a_second_run_in_the_same_folder_ends_at_its_start(cli, monkeypatch, capsys):
@@ -852,22 +1159,6 @@ def test_a_second_run_in_the_same_folder_ends_at_its_start(cli, monkeypatch, cap
     monkeypatch.setattr(Image.Image, "save", meanwhile)
     cli(line)
     assert "another run is at work" in said[0] and len(read("out/*/*.png")) == 40
-
-
-def test_a_finished_h5_is_completed_after_the_repair_of_a_volume(cli, capsys):
-    write_ixi(cli.folder, "abcdef")
-    whole = Path("t1/d-T1.nii.gz").read_bytes(), Path("t2/d-T2.nii.gz").read_bytes()
-    line = "ixi --t1 t1 --t2 t2 --size 64 --out out.h5"
-    Path("t1/d-T1.nii.gz").write_bytes(whole[0][:500])
-    Path("t2/d-T2.nii.gz").write_bytes(whole[1][:500])
-    cli(line)
-    assert "out.part is kept" in capsys.readouterr().out and json.loads(Path("out.json").read_text())["bad"]
-    Path("t1/d-T1.nii.gz").write_bytes(whole[0])
-    Path("t2/d-T2.nii.gz").write_bytes(whole[1])
-    cli(line)
-    with h5py.File("out.h5") as file:
-        assert any(name.startswith(b"d_") for which in data.SETS for name in file[f"{which}_names"])
-    assert not Path("out.part").exists() and "is finished" in refused(cli, line, capsys)
 
 
 # ---------------------------------------------------------------- what archives look like
@@ -929,6 +1220,32 @@ def test_help_fits_80_columns_and_shows_an_example_after_the_options(cli, capsys
         said = capsys.readouterr().out
         assert max(map(len, said.splitlines())) <= 80
         assert said.index("options:") < said.index(f"example: python prepare.py {task}")
+
+
+# ---------------------------------------------------------------- planted mistakes
+
+MISTAKES = [(mutants.Mutant(name, "prepare.py", line, wrong, mutants.LIKELY), audit) for name, line, wrong, audit in (
+    ("intercept_before_slope", "image.pixel_array * slope + intercept", "(image.pixel_array + intercept) * slope",
+     lambda cli: test_pixels_times_slope_plus_intercept_are_hounsfield_units()),
+    ("acquisitions_mixed", "for part in acquisitions(headers)]", "for part in [headers]]",
+     lambda cli: test_a_plain_and_an_enhanced_acquisition_under_one_uid_are_never_mixed(cli)),
+    ("slices_before_millimetres", "rank = (covered < HEAD, ", "rank = (False, ",
+     lambda cli: test_a_series_that_covers_the_head_goes_before_a_slab_of_more_slices(cli)),
+    ("greys_tested_after_padding", "not np.ptp(grey)", "not np.ptp(square)",
+     lambda cli: test_padding_does_not_hide_that_a_slice_is_of_a_single_grey(cli, "volume")),
+    ("pairs_kept_with_an_empty_half", "blank = [any(pair)", "blank = [all(pair)",
+     lambda cli: test_a_pair_with_one_half_of_a_single_grey_is_left_out_and_counted(cli, capsys=None)))]
+
+
+@pytest.mark.parametrize("mutant, audit", MISTAKES, ids=[mutant.name for mutant, _ in MISTAKES])
+def test_a_mistake_planted_in_prepare_is_noticed(cli, mutant, audit):
+    source = Path(prepare.__file__).read_text()
+    try:
+        exec(compile(mutants.plant(mutant, source), prepare.__file__, "exec"), vars(prepare))
+        with pytest.raises((AssertionError, ValueError)):
+            audit(cli)
+    finally:
+        exec(compile(source, prepare.__file__, "exec"), vars(prepare))
 
 
 # ---------------------------------------------------------------- real files
