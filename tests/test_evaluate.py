@@ -201,9 +201,8 @@ def test_what_lies_off_its_place_is_found_with_its_sign_whatever_the_contrast():
 
 def test_no_displacement_is_found_where_nothing_moved():
     truth = blobs()
-    noise = 5 * torch.randn(truth.shape, generator=torch.Generator().manual_seed(0))
-    for what, translation in (("equal", truth), ("other contrast", 0.6 * truth + 20),
-                              ("noise", (0.6 * truth + 60 + noise).clamp(0, 255))):
+    for what, translation in (("equal", truth), ("less contrast", 0.6 * truth + 20),
+                              ("opposite contrast", 255 - truth)):
         found, _ = evaluate.displacement(translation, truth)
         assert max(map(abs, found)) < 0.02, f"displacement: nothing moved ({what}), found {found}"
 
@@ -836,15 +835,13 @@ def test_table_1_is_utf_8_where_the_locale_is_not(tmp_path, h5):
     names = [os.fsdecode(b"r\xe9sum\xe9"), "\u6f22\u5b57"]
     folders = [saved(tmp_path / name, nets.UNet(width=1)) for name in names]
     program = ("import locale, runpy, sys; locale.setlocale(locale.LC_CTYPE, 'C'); "
-               "print(open('ascii', 'w').encoding); runpy.run_path(sys.argv[1], None, '__main__')")
+               "print(open('new', 'w').encoding); del sys.argv[0]; "
+               "runpy.run_path(sys.argv[0], run_name='__main__')")
     root = Path(evaluate.__file__).parent
     words = [sys.executable, "-X", "utf8=0", "-c", program, root / "evaluate.py", *folders,
-             "--data", h5, "--out", "out"]
-    # argv[0] is -c's; the program's own words begin after its path
-    words[4] = program.replace("runpy.run_path", "del sys.argv[0]; runpy.run_path").replace(
-        "sys.argv[1]", "sys.argv[0]")
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, env=os.environ | {
-        "LC_ALL": "C.UTF-8", "PYTHONPATH": str(root), "CUDA_VISIBLE_DEVICES": ""})
+             "--data", h5, "--out", "out", "--device", "cpu"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True,
+                          env=os.environ | {"LC_ALL": "C.UTF-8", "PYTHONPATH": str(root)})
     said = done.stdout.decode("utf-8", "replace")
     if "utf-8" in said.split("\n")[0].lower():
         pytest.skip("this system has one encoding for every locale")
@@ -915,7 +912,7 @@ def test_wrong_use_ends_in_one_sentence_and_code_2(monkeypatch, tmp_path, runs):
                              f"{tmp_path / 'file'}"),
                             ([runs[0], "--data", "phantom", "--device", "toaster"],
                              "--device toaster"),
-                            ([runs[0], "--image", tmp_path / "file"], "--image")):
+                            ([runs[0], "--data", "phantom", "--image", tmp_path / "file"], "--image")):
         error = refused(call, *words)
         assert sentence in error, f"{words}: says {error!r}, not {sentence!r}"
         assert files_in(tmp_path) == before and not list((tmp_path / "here").iterdir()), words
@@ -972,7 +969,7 @@ def test_an_out_among_the_slices_is_refused_and_nothing_is_written(monkeypatch, 
     assert all(tree(tmp_path)[path] == content for path, content in before.items())
 
 
-@pytest.mark.parametrize("program", ("evaluate", "data", "translate", "uncertainty"))
+@pytest.mark.parametrize("program", ("evaluate", "data", "translate"))
 def test_help_fits_80_columns_has_an_example_and_keeps_the_schema_for_the_end(program):
     module = importlib.import_module(program)
     with replaced.object(sys, "argv", [f"{program}.py", "--help"]), replaced.dict("os.environ",
