@@ -76,6 +76,31 @@ def double_precision(**stand_ins):
     return replaced(build=build_double, draw=lambda *words: data.draw(*words).double(), **stand_ins)
 
 
+def grey_levels(*shape, seed=0):
+    return 255 * torch.rand(*shape, generator=torch.Generator().manual_seed(seed),
+                            dtype=torch.float64)
+
+
+def toy(gain):
+    """A translation that can be written down, and a scale that differs from pixel to pixel."""
+    return lambda x: (gain * x, 0.2 + 0.1 * x ** 2 + 0.05 * x)
+
+
+def toy_with_beta(u):
+    """A translation with a generalized Gaussian map, as UGAC's."""
+    return 0.9 * u, 0.3 + 0.1 * u ** 2, 0.5 + (u + 1)
+
+
+def saved(folder, G, **changes):
+    """A run's folder as train.py leaves it, with this generator and TINY's settings, some of them
+    changed."""
+    config = TINY | changes
+    state = train.build(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    run.save(folder, config, 1, 0.0, state._replace(theta=nn.ModuleDict({"G": G})))
+    return folder
+
+
 def loop_of(config):
     return train.train if config["method"] in ("pi", "uapi") else baselines.train
 
@@ -116,6 +141,12 @@ def refused(call, *words, **options):
     error = said.getvalue()
     assert error.startswith("error: ") and error.count("\n") == 1, error
     return error
+
+
+def files_in(folder):
+    """Every file below a folder by its relative path, with its bytes."""
+    return {str(path.relative_to(folder)): path.read_bytes()
+            for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def everything(folder):
