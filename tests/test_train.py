@@ -13,9 +13,9 @@ import baselines
 import data
 import losses
 import train
-from patch_op import patch
-from toys import (FAST, TINY, ToyF, ToyG, double_precision, equal, everything, go, replaced,
-                  tiny_slices, trained, untimed_log)
+from patch_op import sample_phi
+from toys import (FAST, TINY, ToyF, ToyG, double_precision, equal, everything, exhaust, go, loop_of,
+                  replaced, tiny_slices, trained, untimed_log)
 
 NOWHERE = Path("nowhere")  # of runs that leave nothing
 
@@ -34,13 +34,12 @@ def gradients(networks):
 
 
 @functools.cache
-def watched_run(step=0, **changes):
+def watched_run(**changes):
     """Trains a toy run and returns everything that happened, in order, as a list of dicts:
     draw (pile, batch, stream), critic_loss and generator_loss (arguments, exact gradients),
-    forward (network, images), step (network, gradients, what it moved), and for the method
-    "released" pair, pool and critic (what its critic got)."""
+    forward (network, images), step (network, gradients, what it moved)."""
     config, events = TINY | changes, []
-    state = toy_state(config)._replace(step=step)
+    state = toy_state(config)
     networks = {"G": state.theta, "f": state.omega}
 
     def note(what, **event):
@@ -79,28 +78,13 @@ def watched_run(step=0, **changes):
         note("generator_loss", x=x, phi=phi, lam=lam, uncertainty=uncertainty, exact=exact)
         return risk, terms
 
-    def noted(what, function, *names):
-        def call(*words):
-            result = function(*words)
-            note(what, result=result, **dict(zip(names, words)))
-            return result
-        return call
-
-    released = dict(
-        released_pair=noted("pair", baselines.released_pair, "G", "x", "y", "phi", "part"),
-        released_critic_loss=noted("critic", baselines.released_critic_loss, "f", "y", "fake"),
-        released_generator_loss=noted("generator_loss", baselines.released_generator_loss,
-                                      "f", "G", "x", "phi"),
-        swap_with_pool=noted("pool", baselines.swap_with_pool, "fakes", "history", "pool"))
     watch_step("G", state.opt_G)
     watch_step("f", state.opt_f)
     watch_forward("G", state.theta["G"].shared)
     watch_forward("scale", state.theta["G"].scale_head)
     watch_forward("f", state.omega["f"].shared)
-    loop = train.train if config["method"] in ("pi", "uapi") else baselines.train
-    with replaced(draw=draw, critic_loss=critic_loss, generator_loss=generator_loss, **released,
-                  is_due=lambda *_: False):
-        loop(config, tiny_slices(), NOWHERE, state)
+    with replaced(draw=draw, critic_loss=critic_loss, generator_loss=generator_loss):
+        exhaust(loop_of(config)(config, tiny_slices(), state))
     return events, state, config
 
 
@@ -117,7 +101,7 @@ def test_defaults_are_the_papers():
     for name, value in paper.items():
         assert defaults[name] == value, f"{name}: {defaults[name]}, Sec. 3.4 has {value}"
     with mock.patch("sys.argv", ["train.py", "--data", "phantom"]):
-        config, _, _ = train.read_settings()
+        config, _ = train.read_settings()
     assert config["lam"] == 10, f"lam is {config['lam']} unless told, ours is 10"
 
 
@@ -130,7 +114,7 @@ def test_optimisers_are_the_papers_adam():
         assert group["betas"] == (0, 0.9), f"Sec. 3.4: beta 0 and 0.9, found {group['betas']}"
         assert group["eps"] == 1e-8 and group["weight_decay"] == 0 and not group["amsgrad"]
         assert [id(w) for w in group["params"]] == [id(w) for w in networks.parameters()]
-    assert state.step == 0 and state.seconds == 0 and state.history == {}
+    assert state.step == 0 and state.seconds == 0
 
 
 def test_either_network_has_its_own_width():
@@ -340,7 +324,7 @@ def test_the_slope_is_that_of_the_last_critic_batch_after_the_update():
     state = toy_state(config)
     with replaced(critic_slope=critic_slope, draw=draw, log=lambda *_, **__: None,
                   save=lambda *_: None):
-        train.train(config, tiny_slices(), NOWHERE, state)
+        train.follow(train.train(config, tiny_slices(), state), config, tiny_slices(), NOWHERE, state)
     (y, fake, eps), = seen
     assert torch.equal(y, drawn[-2]) and torch.equal(fake, state.theta["G"].image(drawn[-1]))
     assert eps.shape == (2, 1, 1, 1) and not fake.requires_grad
@@ -357,39 +341,43 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does():
         go(*FAST, "--updates", 2, "--out", halves, **toys)
         go("--resume", halves, "--updates", 4, **toys)
         one, other = everything(whole), everything(halves)
-    for part in ("networks", "opt_G", "opt_f", "streams", "history", "step"):
+    for part in ("networks", "opt_G", "opt_f", "streams", "step"):
         assert equal(one[part], other[part]), f"{part} differ"
 
 
 # ---------------------------------------------------------------- Sec. 4.2: the twin, baselines.py
 
 def test_both_loops_end_on_the_same_weights_given_the_papers_risks():
-    """Eq. 5 and Eq. 6 or 9 in place of the compared methods' risks. PI's generator needs no y, so
-    the y that the twin draws for it is handed back to its stream."""
+    """Eq. 5 and Eq. 6 or 9 in place of the compared methods' risks, which know no phi: each draws it
+    here. PI's generator needs no y, so the y that the twin draws for it is handed back to its
+    stream."""
     for method in ("pi", "uapi"):
         config = TINY | {"method": method}
         one, other = toy_state(config), toy_state(config)
-        y_stream = other.streams["y"]
+        y_stream, phi_stream = other.streams["y"], other.streams["phi"]
         before = []
 
-        def critic_risk(_, theta, omega, x, y, phi, eps, p):
+        def critic_risk(_, theta, omega, x, y, eps, p):
+            phi = sample_phi(len(x), x.shape[-1], phi_stream)
             before.append(y_stream.get_state())
             with torch.no_grad():
                 fake = theta["G"].image(x)
             return losses.critic_loss(omega["f"], y, fake, phi, eps, p)
 
-        def generator_risk(method, theta, omega, x, y, phi, lam, generator):
+        def generator_risk(method, theta, omega, x, y, lam, generator):
+            phi = sample_phi(len(x), x.shape[-1], phi_stream)
             y_stream.set_state(before[-1])
             return losses.generator_loss(omega["f"], theta["G"], x, phi, lam, method == "uapi")
 
-        with replaced(critic_risk=critic_risk, generator_risk=generator_risk,
-                      is_due=lambda *_: False):
-            train.train(config, tiny_slices(), NOWHERE, one)
-            baselines.train(config, tiny_slices(), NOWHERE, other)
+        with replaced(critic_risk=critic_risk, generator_risk=generator_risk):
+            exhaust(train.train(config, tiny_slices(), one))
+            exhaust(baselines.train(config, tiny_slices(), other))
         start = toy_state(config)
         for k in range(2):
             assert equal(weights(one[k]), weights(other[k])), f"{method}: the loops part"
             assert not equal(weights(one[k]), weights(start[k]))
+        assert equal([v.get_state() for v in one.streams.values()],
+                     [v.get_state() for v in other.streams.values()]), f"{method}: other draws"
 
 
 def test_the_twin_draws_and_moves_as_the_loop_does():
@@ -412,78 +400,3 @@ def test_no_gradient_reaches_the_twins_networks_that_stand_still():
     for before, step in zip(steps, steps[1:]):
         still = "f" if step["network"] == "G" else "G"
         assert equal(step["gradients"][still], before["gradients"][still])
-
-
-def iterations(events):
-    """Critic updates and the generator update after them, as a list of events each."""
-    found = [[]]
-    for event in events:
-        found[-1].append(event)
-        if event["what"] == "step" and event["network"] == "G":
-            found.append([])
-    return found[:-1]
-
-
-def test_released_phi_of_a_generator_update_serves_it_and_all_critic_updates_after_it():
-    phi, events = None, watched_run(method="released", critic_steps=2, updates=3)[0]
-    for iteration in iterations(events):
-        pairs, (generator,) = of(iteration, "pair"), of(iteration, "generator_loss")
-        assert len(pairs) == 2 * 2 * 2  # n_c, doubled at first, on whole images and on patches
-        phi = phi or pairs[0]["phi"]    # before the first generator update one draw serves all
-        assert all(equal(pair["phi"], phi) for pair in pairs), "phi is kept for the critics"
-        assert not equal(generator["phi"], phi), "phi is drawn anew for the generator"
-        phi = generator["phi"]
-
-
-def test_released_first_critic_update_takes_the_generators_x_and_the_others_fresh_ones():
-    last, events = None, watched_run(method="released", critic_steps=2, updates=3)[0]
-    for iteration in iterations(events):
-        drawn = [event["batch"] for event in of(iteration, "draw")]
-        xs, ys, pairs = drawn[::2], drawn[1::2], of(iteration, "pair")
-        generator, = of(iteration, "generator_loss")
-        expected = [xs[0] if last is None else last, *xs[1:-1]]
-        for x, y, whole, patches in zip(expected, ys, pairs[::2], pairs[1::2]):
-            assert (whole["part"], patches["part"]) == ("whole", "patches")
-            assert torch.equal(whole["x"], x) and torch.equal(patches["x"], x)
-            assert torch.equal(whole["result"][0], y)
-            assert torch.equal(patches["result"][0], patch(y, patches["phi"]))
-        assert torch.equal(generator["x"], xs[-1])
-        last = generator["x"]
-
-
-def test_released_whole_fakes_and_fakes_of_patches_go_through_two_pools():
-    events, _, config = watched_run(method="released", critic_steps=2, updates=2, batch=16)
-    G = toy_state(config).theta["G"]
-    seen, handed_again = {"whole": [], "patches": []}, 0
-    for event in of(iterations(events)[0], "pair"):
-        x = event["x"] if event["part"] == "whole" else patch(event["x"], event["phi"])
-        seen[event["part"]].append(G.image(x))
-        kept = (event["result"][1].flatten(1)[:, None] == torch.cat(
-            seen[event["part"]]).flatten(1)).all(dim=2)
-        assert kept.any(dim=1).all(), f"a fake of {event['part']} came from elsewhere"
-        handed_again += int((~kept[:, -16:].any(dim=1)).sum())
-    assert handed_again > 0  # 64 fakes of each kind in the first iteration overflow a pool of 50
-    for pool, pair, critic in zip(of(events, "pool"), of(events, "pair"), of(events, "critic")):
-        assert pool["pool"] == pair["part"]
-        assert critic["fake"] is pool["result"] and critic["y"] is pair["result"][0]
-
-
-def test_released_critic_updates_are_doubled_for_151_generator_updates():
-    events, _, _ = watched_run(step=149, method="released", critic_steps=1, updates=153)
-    moves = [[e["network"] for e in of(events, "step")].count("f") for events in iterations(events)]
-    assert moves == [4, 4, 2, 2], f"updates 149 to 152 moved the critic {moves} times"
-
-
-def test_released_goes_on_with_its_pools_and_the_generators_x_and_phi():
-    with tempfile.TemporaryDirectory() as root:
-        whole, halves = Path(root, "whole"), Path(root, "halves")
-        toys, words = dict(UNet=ToyG, Critic=ToyF), (*FAST, "--method", "released", "--batch", 16)
-        go(*words, "--updates", 4, "--out", whole, **toys)
-        go(*words, "--updates", 2, "--out", halves, **toys)
-        history = everything(halves)["history"]
-        assert set(history) == {"whole", "patches", "x", "phi"}
-        assert len(history["whole"]) == len(history["patches"]) == 50  # from here on they swap
-        go("--resume", halves, "--updates", 4, **toys)
-        one, other = everything(whole), everything(halves)
-    for part in ("networks", "opt_G", "opt_f", "streams", "history", "step"):
-        assert equal(one[part], other[part]), f"{part} differ"
