@@ -1,7 +1,11 @@
 """Sec. 3.4: the loop moves what it says, as often as it says, with fresh draws and the paper's
 settings, and nothing else; its twin in baselines.py likewise (Sec. 4.2)."""
+import ast
 import functools
+import io
+import signal
 import tempfile
+from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 from unittest import mock
 
@@ -12,10 +16,13 @@ import torch
 import baselines
 import data
 import losses
+import run
 import train
+import translate
+from oracles import agree
 from patch_op import sample_phi
 from toys import (FAST, TINY, ToyF, ToyG, double_precision, equal, everything, exhaust, go, loop_of,
-                  replaced, tiny_slices, trained, untimed_log)
+                  refused, replaced, tiny_slices, trained, untimed_log)
 
 NOWHERE = Path("nowhere")  # of runs that leave nothing
 
@@ -400,3 +407,386 @@ def test_no_gradient_reaches_the_twins_networks_that_stand_still():
     for before, step in zip(steps, steps[1:]):
         still = "f" if step["network"] == "G" else "G"
         assert equal(step["gradients"][still], before["gradients"][still])
+
+
+# ---------------------------------------------------------------- the loops are generators
+
+ROOT = Path(train.__file__).resolve().parent
+ITERATING = ("follow", "exhaust", "list", "tuple", "next", "zip", "enumerate", "islice")
+LOOPS = ("loop", "train.train", "baselines.train")
+TWINS = ("uapi", "gcgan")  # a method of either loop
+
+
+def never_iterated(source):
+    """The calls of a loop in a program's text, which make a generator that does nothing by itself
+    -> how many there are, and the lines of those that nobody iterates: neither where they stand
+    nor, by the name that they are given, later in the same function."""
+    tree = ast.parse(source)
+    parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
+    own = any(isinstance(node, ast.FunctionDef) and node.name == "train" for node in tree.body)
+    names = LOOPS + (("train",) if own or "from train import train" in source else ())
+
+    def is_loop(function):
+        called = function.func if isinstance(function, ast.Call) else None  # loop_of(config)(...)
+        return ast.unparse(function) in names or (
+            called is not None and ast.unparse(called).endswith("loop_of"))
+
+    def iterated(node):
+        above = parents[node]
+        if isinstance(above, (ast.For, ast.comprehension)):
+            return above.iter is node
+        if isinstance(above, ast.Call) and node in above.args:
+            name = ast.unparse(above.func).split(".")[-1]
+            return name in ITERATING and (name not in ("zip", "enumerate") or iterated(above))
+        return False
+
+    def scope(node):
+        while node in parents and not isinstance(node, (ast.FunctionDef, ast.Lambda)):
+            node = parents[node]
+        return node
+
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and is_loop(node.func)]
+    idle = []
+    for call in calls:
+        above = parents[call]
+        places = [call]
+        if isinstance(above, ast.Assign) and isinstance(above.targets[0], ast.Name):
+            places = [node for node in ast.walk(scope(call)) if isinstance(node, ast.Name)
+                      and node.id == above.targets[0].id and isinstance(node.ctx, ast.Load)]
+        if not any(iterated(place) for place in places):
+            idle.append(call.lineno)
+    return len(calls), idle
+
+
+def test_every_call_of_a_loop_is_iterated():
+    """A generator that nobody iterates trains nothing, without a word."""
+    for text, idle in (("train.train(c, s, t)", [1]), ("loop(c, s, t)", [1]),
+                       ("toys.loop_of(c)(c, s, t)", [1]), ("u = loop(c, s, t)\nu.close()", [1]),
+                       ("follow(loop(c, s, t), c, s, f, t)", []), ("print(loop(c, s, t))", [1]),
+                       ("for _ in baselines.train(c, s, t):\n    pass", []),
+                       ("u = train.train(c, s, t)\nnext(u)", []),
+                       ("exhaust(toys.loop_of(c)(c, s, t))", [])):
+        assert never_iterated(text) == (1, idle), f"this very check errs about {text!r}"
+    found = {}
+    for path in (*ROOT.glob("*.py"), *ROOT.glob("tests/*.py")):
+        found[path.name], idle = never_iterated(path.read_text(encoding="utf-8"))
+        assert not idle, (f"{path.name}, lines {idle}: train() is called, but its updates are not "
+                          "iterated: a generator does nothing by itself (Sec. 3.4)")
+    for name in ("train.py", "toys.py", "benchmark.py", "test_train.py"):
+        assert found[name], f"no call of a loop found in {name}: what is it that trains there?"
+
+
+def test_a_loop_that_nobody_iterates_moves_nothing():
+    for method in TWINS:
+        config = TINY | {"method": method}
+        state, start = toy_state(config), toy_state(config)
+        updates = loop_of(config)(config, tiny_slices(), state)
+        assert equal(all_of(state), all_of(start)), f"{method}: the bare call of the loop trains"
+        step, *_ = next(updates)
+        assert step == 1 and not equal(all_of(state), all_of(start)), f"{method}: next() trains not"
+
+
+def all_of(state):
+    """All that an update changes or draws from."""
+    return [weights(state.theta), weights(state.omega), state.opt_G.state_dict()["state"],
+            state.opt_f.state_dict()["state"], [s.get_state() for s in state.streams.values()],
+            [w.requires_grad for w in (*state.theta.parameters(), *state.omega.parameters())]]
+
+
+def test_a_loop_that_is_closed_leaves_what_a_run_of_so_many_updates_leaves():
+    """And can go on from there, as --resume and the follower's end after a signal ask for."""
+    for method in TWINS:
+        config, slices = TINY | {"method": method, "updates": 4}, tiny_slices()
+        closed, short, whole = (toy_state(config) for _ in range(3))
+        updates = loop_of(config)(config, slices, closed)
+        assert [next(updates)[0], next(updates)[0]] == [1, 2]
+        updates.close()
+        exhaust(loop_of(config)(config | {"updates": 2}, slices, short))
+        for what, one, other in zip(("theta", "omega", "opt_G", "opt_f", "streams",
+                                     "requires_grad"), all_of(closed), all_of(short)):
+            assert equal(one, other), f"{method}: {what} of a loop closed after 2 updates differ"
+        assert all(w.requires_grad for w in closed.omega.parameters())
+        exhaust(loop_of(config)(config, slices, closed._replace(step=2)))
+        exhaust(loop_of(config)(config, slices, whole))
+        assert equal(all_of(closed), all_of(whole)), f"{method}: 2 + 2 updates are not 4"
+        assert not equal(weights(closed.theta), weights(short.theta))
+
+
+def test_a_suspended_loop_leaves_gradients_on_and_autocast_off():
+    """What follows an update sees a plain torch, with --bf16, too, and may use no_grad itself."""
+    for method in TWINS:
+        config = TINY | {"method": method, "bf16": True, "updates": 3, "critic_steps": 1}
+        seen = 0
+        for _ in loop_of(config)(config, tiny_slices(), toy_state(config)):
+            modes = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
+            assert modes == (True, False), f"{method}: at the yield grad, autocast are {modes}"
+            with torch.no_grad():
+                pass  # as plot_samples() does
+            with torch.autocast("cpu", torch.bfloat16):
+                pass
+            seen += 1
+        assert seen == 3
+        assert torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+
+
+def loop_text(module):
+    """The function train() of a file, and the while of its updates, as syntax trees."""
+    tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
+    function, = (node for node in tree.body
+                 if isinstance(node, ast.FunctionDef) and node.name == "train")
+    loop, = (node for node in ast.walk(function) if isinstance(node, ast.While))
+    return function, loop
+
+
+def test_above_the_yield_stands_the_paper_torch_and_what_begins_with_run():
+    """Sec. 3.4 can be read off the loops: no log, no picture, no file, no clock in between."""
+    known = {"draw", "sample_phi", "critic_loss", "generator_loss", "critic_risk", "generator_risk",
+             "G.image", "range", "slices.on", "eps.to", "run.bf16", "run.my_share",
+             "run.average_gradients", "run.decay_rates"}
+    methods = ("requires_grad_", "backward", "zero_grad", "step")
+    for module in (train, baselines):
+        function, loop = loop_text(module)
+        calls = {ast.unparse(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)}
+        strange = {name for name in calls - known
+                   if not name.startswith("torch.") and name.split(".")[-1] not in methods}
+        assert not strange, f"{module.__name__}.train calls {strange}, not the paper's (Sec. 3.4)"
+        assert {"draw", "opt_f.step", "opt_G.step", "run.decay_rates"} <= calls
+        yields = [node for node in ast.walk(function) if isinstance(node, (ast.Yield, ast.YieldFrom))]
+        assert len(yields) == 1 and loop.body[-1].value is yields[0], (
+            f"{module.__name__}.train: one yield, the last statement of the loop, so that nothing "
+            "below it changes a weight")
+        assert function.body[-1] is loop and not loop.orelse
+
+
+def test_the_twin_loop_asks_for_no_method():
+    """Sec. 4.2: the loop is the same for all; methods differ in critic_risk and generator_risk."""
+    branches = [node.lineno for node in ast.walk(loop_text(baselines)[1])
+                if isinstance(node, (ast.If, ast.IfExp, ast.Match))]
+    assert not branches, f"baselines.train branches in lines {branches}"
+
+
+# ---------------------------------------------------------------- devices, bfloat16, shares
+
+def run_on_meta(method, loop):
+    """An update on torch's device without numbers, where mixing devices raises as on CUDA; autocast,
+    which does not know it, is left out."""
+    config = TINY | {"method": method, "device": "meta", "critic_steps": 1, "updates": 1}
+    with mock.patch.object(torch, "autocast", lambda *_, **__: nullcontext()):
+        exhaust(loop(config, tiny_slices(), train.build(config)))
+
+
+def test_no_tensor_of_a_loop_is_left_on_the_cpu():
+    """Both loops, all methods, with the real networks."""
+    for method in ("uapi", "pi", *baselines.METHODS):
+        run_on_meta(method, loop_of({"method": method}))
+
+
+def test_eps_left_on_the_cpu_would_be_noticed():
+    """By the test above, which would say nothing if the meta device let devices mix."""
+    for method, module in zip(TWINS, (train, baselines)):
+        text, wrong = Path(module.__file__).read_text(encoding="utf-8"), {"__name__": "wrong"}
+        assert text.count("eps.to(device)") == 1
+        exec(text.replace("eps.to(device)", "eps"), wrong)
+        try:
+            run_on_meta(method, wrong["train"])
+        except RuntimeError as error:
+            assert "device" in str(error), error
+        else:
+            raise AssertionError(f"{module.__name__}.train: eps on the CPU went unnoticed")
+
+
+def layer_types(method, bf16):
+    """(kind of update, network, images, type of its first layer's output) in one update."""
+    config = TINY | {"method": method, "bf16": bf16, "updates": 1, "critic_steps": 1}
+    state, found = toy_state(config), []
+    for name, network in {**state.theta, **state.omega}.items():
+        network.shared.register_forward_hook(
+            lambda _, inputs, out, name=name: found.append((name, len(inputs[0]), out.dtype)))
+    steps = []
+    for name, optimiser in (("critic", state.opt_f), ("generator", state.opt_G)):
+        def step(name=name, move=optimiser.step):
+            steps.append((name, found.copy()))
+            found.clear()
+            move()
+        optimiser.step = step
+    exhaust(loop_of(config)(config, tiny_slices(), state))
+    assert [name for name, _ in steps] == ["critic", "generator"]
+    return dict(steps)
+
+
+def test_layers_run_in_bfloat16_exactly_with_bf16_in_all_four_updates():
+    """But for the critics' pass that the penalty of Eq. 2 differentiates: slopes stay float32."""
+    for method in TWINS:
+        for bf16 in (False, True):
+            layers = torch.bfloat16 if bf16 else torch.float32
+            types = layer_types(method, bf16)
+            critics, G = [v for v in types["critic"] if v[0] != "G"], [
+                v for v in types["critic"] if v[0] == "G"]
+            assert G and {v[2] for v in G} == {layers}, f"{method}, --bf16 {bf16}, critic: {G}"
+            for name in {v[0] for v in critics}:
+                found = [v[2] for v in critics if v[0] == name]
+                assert found == [layers] * (len(found) - 1) + [torch.float32] and len(found) > 1, (
+                    f"{method}, --bf16 {bf16}: {name} of the critic's update runs in {found}, asked "
+                    f"for is {layers} for the risk, then float32 for the slope of Eq. 2")
+            found = {v[2] for v in types["generator"]}
+            assert found == {layers} and len(types["generator"]) >= 4, (
+                f"{method}, --bf16 {bf16}: layers of the generator's update run in {found}")
+
+
+def test_each_of_two_processes_sees_its_half_and_averages_what_moves_next():
+    """What torchrun does in test_torchrun.py, call by call: every batch, with its phi and eps, is
+    shared, and the gradients of omega (of theta) are averaged, and no others, before it moves."""
+    for method in TWINS:
+        config, halves = TINY | {"method": method, "batch": 4, "critic_steps": 2}, []
+        for rank in (0, 1):
+            drawn, seen, calls, state = [], [], [], toy_state(config)
+            moving = {"omega": state.omega, "theta": state.theta}
+            same = {k: {id(w) for w in v.parameters()} for k, v in moving.items()}
+            for name, opt in (("omega", state.opt_f), ("theta", state.opt_G)):
+                def step(name=name, move=opt.step):
+                    calls.append(("step", name))
+                    move()
+                opt.step = step
+
+            def average(networks):
+                ids = {id(w) for w in networks.parameters()}
+                calls.append(("average", *(k for k, v in same.items() if v == ids)))
+
+            def draw(*words):
+                drawn.append(data.draw(*words))
+                return drawn[-1]
+
+            def looks(real):
+                def risk(*words):
+                    seen.append([v for v in words if isinstance(v, torch.Tensor)])
+                    for v in words:
+                        batch = v.size if hasattr(v, "j1") else v
+                        if isinstance(batch, torch.Tensor) and len(batch) != 2:
+                            raise AssertionError(f"{method}, rank {rank}: {real.__name__} got "
+                                                 f"{len(batch)} of 4 images, asked for are 2")
+                    return real(*words)
+                return risk
+            distributed = mock.patch.multiple(
+                torch.distributed, is_initialized=lambda: True, get_world_size=lambda: 2,
+                get_rank=lambda rank=rank: rank)
+            risks = {real.__name__: looks(real) for real in (
+                losses.critic_loss, losses.generator_loss, baselines.critic_risk,
+                baselines.generator_risk)}
+            with distributed, replaced(average_gradients=average, draw=draw, **risks):
+                exhaust(loop_of(config)(config, tiny_slices(), state))
+            turn = [("average", "omega"), ("step", "omega")] * 2 + [("average", "theta"),
+                                                                    ("step", "theta")]
+            assert calls == turn * 2, f"{method}: averaged and moved in this order: {calls}"
+            halves.append(seen)
+            last = drawn[-2:] if method == "gcgan" else drawn[-1:]
+            for batch, half in zip(last, seen[-1], strict=True):
+                if method == "gcgan" or len(seen) == 6:
+                    assert torch.equal(half, batch.chunk(2)[rank]), f"{method}: not its own half"
+        assert len(halves[0]) == len(halves[1]) == 2 * 3
+        assert not equal(halves[0], halves[1]), f"{method}: both processes see the same images"
+
+
+# ---------------------------------------------------------------- --decay
+
+def rates_of(method, state=None, **changes):
+    """The learning rates at every optimiser's step: [(critic's, ...)], [generator's]."""
+    config = TINY | {"method": method, "critic_steps": 2, "lr_g": 3e-4, "lr_c": 5e-4} | changes
+    state, found = state or toy_state(config), {"f": [], "G": []}
+    for name, opt in (("f", state.opt_f), ("G", state.opt_G)):
+        def step(name=name, opt=opt, move=opt.step):
+            found[name] += [group["lr"] for group in opt.param_groups]
+            move()
+        opt.step = step
+    exhaust(loop_of(config)(config, tiny_slices(), state))
+    return found
+
+
+DECAY = "--decay: rate = flag times min( 1, (N - step)/(F N) ), step updates done of N"
+
+
+def test_both_rates_decay_over_the_last_part_of_a_run_and_are_constant_without_decay():
+    """By hand, at every step of both optimisers of both loops: 8 updates, the last half, quarter,
+    all and none of them."""
+    table = {0.5: [1, 1, 1, 1, 1, 3 / 4, 1 / 2, 1 / 4], 0.25: [1, 1, 1, 1, 1, 1, 1, 1 / 2],
+             1.0: [1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8], 0.0: [1] * 8}
+    for method in TWINS:
+        for F, factors in table.items():
+            found = rates_of(method, updates=8, decay=F)
+            agree(found["G"], [3e-4 * v for v in factors], f"{method}, opt_G, F = {F}: {DECAY}", 1e-15)
+            twice = [5e-4 * v for v in factors for _ in range(2)]
+            agree(found["f"], twice, f"{method}, opt_f, F = {F}: {DECAY}", 1e-15)
+            step = torch.arange(8, dtype=torch.float64)
+            if F:
+                agree(found["G"], 3e-4 * ((8 - step) / (F * 8)).clamp(max=1), DECAY, 1e-15)
+
+
+def test_a_run_that_goes_on_to_more_updates_decays_at_its_new_end():
+    for method in TWINS:
+        state = toy_state(TINY | {"method": method})
+        assert rates_of(method, state, updates=2, decay=0.5)["G"] == [3e-4, 3e-4]
+        state = toy_state(TINY | {"method": method})
+        rates_of(method, state, updates=2, decay=1.0)  # at its end only half the rate is left
+        found = rates_of(method, state._replace(step=2), updates=8, decay=0.5)
+        agree(found["G"], [3e-4 * v for v in (1, 1, 1, 3 / 4, 1 / 2, 1 / 4)],
+              f"{method}, resumed at 2, N = 8, F = 1/2: {DECAY}", 1e-15)
+        agree(found["f"][::2], [5e-4 * v for v in (1, 1, 1, 3 / 4, 1 / 2, 1 / 4)],
+              f"{method}, opt_f, resumed at 2, N = 8, F = 1/2: {DECAY}", 1e-15)
+
+
+def watched_rates():
+    """A stand-in for run.decay_rates that keeps the rates it has set."""
+    real, found = run.decay_rates, []
+
+    def decay_rates(config, step, opt_G, opt_f):
+        real(config, step, opt_G, opt_f)
+        found.append((step, opt_G.param_groups[0]["lr"], opt_f.param_groups[0]["lr"]))
+    return found, decay_rates
+
+
+def stopped_at_2(folder, words, **toys):
+    """What a run of four updates leaves that is stopped after its second one."""
+    asked = iter((0, signal.SIGINT))
+    try:
+        with redirect_stderr(io.StringIO()):
+            go(*words, "--out", folder, signal_received=lambda _: next(asked), **toys)
+    except SystemExit as stop:
+        assert stop.code == 130
+    assert everything(folder)["step"] == 2
+
+
+def test_four_updates_are_two_and_after_a_resume_two_with_decay():
+    for method in TWINS:
+        with tempfile.TemporaryDirectory() as root:
+            whole, halves = Path(root, "whole"), Path(root, "halves")
+            toys = dict(UNet=ToyG, Critic=ToyF)
+            words = (*FAST, "--method", method, "--updates", 4, "--decay", 0.5)
+            go(*words, "--out", whole, **toys)
+            stopped_at_2(halves, words, **toys)
+            found, decay_rates = watched_rates()
+            go("--resume", halves, decay_rates=decay_rates, **toys)
+            one, other = everything(whole), everything(halves)
+        assert found == [(2, 5e-5, 2e-5), (3, 5e-5 / 2, 2e-5 / 2)], f"{method}: {DECAY}: {found}"
+        for part in ("networks", "opt_G", "opt_f", "streams", "step"):
+            assert equal(one[part], other[part]), f"{method}, --decay 0.5: {part} differ"
+
+
+def test_a_run_from_before_decay_is_still_read_and_keeps_its_rates():
+    with tempfile.TemporaryDirectory() as root:
+        old, new = Path(root, "old"), Path(root, "new")
+        go(*FAST, "--updates", 1, "--out", old)
+        checkpoint = everything(old)
+        assert checkpoint["config"].pop("decay") == 0.0
+        torch.save(checkpoint, old / "checkpoint.pt")
+        G, config = translate.load_run(old, "cpu")
+        assert "decay" not in config and equal(G.state_dict(), checkpoint["networks"]["G"])
+        words = refused(go, "--resume", old, "--updates", 3, "--decay", 0.5)
+        assert "leave out --decay" in words, words
+        assert "decay" not in everything(old)["config"]
+        for name, call in (("init", (*FAST, "--init", old, "--updates", 2, "--out", new)),
+                           ("resume", ("--resume", old, "--updates", 3))):
+            found, decay_rates = watched_rates()
+            go(*call, decay_rates=decay_rates)
+            steps = [0, 1] if name == "init" else [1, 2]
+            assert found == [(step, 5e-5, 2e-5) for step in steps], f"--{name}: {found}"
+        assert everything(old)["step"] == 3 and everything(old)["config"]["decay"] == 0.0
+        assert "leave out --decay" in refused(go, "--resume", new, "--updates", 3, "--decay", 0.5)
