@@ -161,7 +161,7 @@ def test_images_constant_within_half_a_grey_level_get_a_speck_of_one():
 def odd_batches():
     """Constant slices, slices with all content outside of their patch, and both among others; each
     with phi."""
-    ordinary = data.to_unit(torch.from_numpy(data.phantoms(64, 1, 4).input)).unsqueeze(1)
+    ordinary = data.to_unit(torch.from_numpy(data.phantom_slices(64, 1, 4).input)).unsqueeze(1)
     phi = phi_of((50, 14, 14), (45, 10, 10), (46, 8, 18), (55, 9, 9))  # nothing above, left of 8
     yield "ordinary", ordinary, phi
     for value in (-1.0, -0.9, 0.1, 0.77, 1.0):

@@ -1,7 +1,11 @@
 """Sec. 3.4: the loop moves what it says, as often as it says, with fresh draws and the paper's
 settings, and nothing else; its twin in baselines.py likewise (Sec. 4.2)."""
+import ast
 import functools
+import io
+import signal
 import tempfile
+from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 from unittest import mock
 
@@ -12,10 +16,13 @@ import torch
 import baselines
 import data
 import losses
+import run
 import train
-from patch_op import patch
-from toys import (FAST, TINY, ToyF, ToyG, double_precision, equal, everything, go, replaced,
-                  tiny_slices, trained, untimed_log)
+import translate
+from oracles import agree
+from patch_op import sample_phi
+from toys import (FAST, TINY, ToyF, ToyG, double_precision, equal, everything, exhaust, go, loop_of,
+                  refused, replaced, tiny_slices, trained, untimed_log)
 
 NOWHERE = Path("nowhere")  # of runs that leave nothing
 
@@ -34,13 +41,12 @@ def gradients(networks):
 
 
 @functools.cache
-def watched_run(step=0, **changes):
+def watched_run(**changes):
     """Trains a toy run and returns everything that happened, in order, as a list of dicts:
     draw (pile, batch, stream), critic_loss and generator_loss (arguments, exact gradients),
-    forward (network, images), step (network, gradients, what it moved), and for the method
-    "released" pair, pool and critic (what its critic got)."""
+    forward (network, images), step (network, gradients, what it moved)."""
     config, events = TINY | changes, []
-    state = toy_state(config)._replace(step=step)
+    state = toy_state(config)
     networks = {"G": state.theta, "f": state.omega}
 
     def note(what, **event):
@@ -79,28 +85,13 @@ def watched_run(step=0, **changes):
         note("generator_loss", x=x, phi=phi, lam=lam, uncertainty=uncertainty, exact=exact)
         return risk, terms
 
-    def noted(what, function, *names):
-        def call(*words):
-            result = function(*words)
-            note(what, result=result, **dict(zip(names, words)))
-            return result
-        return call
-
-    released = dict(
-        released_pair=noted("pair", baselines.released_pair, "G", "x", "y", "phi", "part"),
-        released_critic_loss=noted("critic", baselines.released_critic_loss, "f", "y", "fake"),
-        released_generator_loss=noted("generator_loss", baselines.released_generator_loss,
-                                      "f", "G", "x", "phi"),
-        swap_with_pool=noted("pool", baselines.swap_with_pool, "fakes", "history", "pool"))
     watch_step("G", state.opt_G)
     watch_step("f", state.opt_f)
     watch_forward("G", state.theta["G"].shared)
     watch_forward("scale", state.theta["G"].scale_head)
     watch_forward("f", state.omega["f"].shared)
-    loop = train.train if config["method"] in ("pi", "uapi") else baselines.train
-    with replaced(draw=draw, critic_loss=critic_loss, generator_loss=generator_loss, **released,
-                  is_due=lambda *_: False):
-        loop(config, tiny_slices(), NOWHERE, state)
+    with replaced(draw=draw, critic_loss=critic_loss, generator_loss=generator_loss):
+        exhaust(loop_of(config)(config, tiny_slices(), state))
     return events, state, config
 
 
@@ -117,7 +108,7 @@ def test_defaults_are_the_papers():
     for name, value in paper.items():
         assert defaults[name] == value, f"{name}: {defaults[name]}, Sec. 3.4 has {value}"
     with mock.patch("sys.argv", ["train.py", "--data", "phantom"]):
-        config, _, _ = train.read_settings()
+        config, _ = train.read_settings()
     assert config["lam"] == 10, f"lam is {config['lam']} unless told, ours is 10"
 
 
@@ -130,7 +121,7 @@ def test_optimisers_are_the_papers_adam():
         assert group["betas"] == (0, 0.9), f"Sec. 3.4: beta 0 and 0.9, found {group['betas']}"
         assert group["eps"] == 1e-8 and group["weight_decay"] == 0 and not group["amsgrad"]
         assert [id(w) for w in group["params"]] == [id(w) for w in networks.parameters()]
-    assert state.step == 0 and state.seconds == 0 and state.history == {}
+    assert state.step == 0 and state.seconds == 0
 
 
 def test_either_network_has_its_own_width():
@@ -340,7 +331,7 @@ def test_the_slope_is_that_of_the_last_critic_batch_after_the_update():
     state = toy_state(config)
     with replaced(critic_slope=critic_slope, draw=draw, log=lambda *_, **__: None,
                   save=lambda *_: None):
-        train.train(config, tiny_slices(), NOWHERE, state)
+        train.follow(train.train(config, tiny_slices(), state), config, tiny_slices(), NOWHERE, state)
     (y, fake, eps), = seen
     assert torch.equal(y, drawn[-2]) and torch.equal(fake, state.theta["G"].image(drawn[-1]))
     assert eps.shape == (2, 1, 1, 1) and not fake.requires_grad
@@ -357,39 +348,43 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does():
         go(*FAST, "--updates", 2, "--out", halves, **toys)
         go("--resume", halves, "--updates", 4, **toys)
         one, other = everything(whole), everything(halves)
-    for part in ("networks", "opt_G", "opt_f", "streams", "history", "step"):
+    for part in ("networks", "opt_G", "opt_f", "streams", "step"):
         assert equal(one[part], other[part]), f"{part} differ"
 
 
 # ---------------------------------------------------------------- Sec. 4.2: the twin, baselines.py
 
 def test_both_loops_end_on_the_same_weights_given_the_papers_risks():
-    """Eq. 5 and Eq. 6 or 9 in place of the compared methods' risks. PI's generator needs no y, so
-    the y that the twin draws for it is handed back to its stream."""
+    """Eq. 5 and Eq. 6 or 9 in place of the compared methods' risks, which know no phi: each draws it
+    here. PI's generator needs no y, so the y that the twin draws for it is handed back to its
+    stream."""
     for method in ("pi", "uapi"):
         config = TINY | {"method": method}
         one, other = toy_state(config), toy_state(config)
-        y_stream = other.streams["y"]
+        y_stream, phi_stream = other.streams["y"], other.streams["phi"]
         before = []
 
-        def critic_risk(_, theta, omega, x, y, phi, eps, p):
+        def critic_risk(_, theta, omega, x, y, eps, p):
+            phi = sample_phi(len(x), x.shape[-1], phi_stream)
             before.append(y_stream.get_state())
             with torch.no_grad():
                 fake = theta["G"].image(x)
             return losses.critic_loss(omega["f"], y, fake, phi, eps, p)
 
-        def generator_risk(method, theta, omega, x, y, phi, lam, generator):
+        def generator_risk(method, theta, omega, x, y, lam, generator):
+            phi = sample_phi(len(x), x.shape[-1], phi_stream)
             y_stream.set_state(before[-1])
             return losses.generator_loss(omega["f"], theta["G"], x, phi, lam, method == "uapi")
 
-        with replaced(critic_risk=critic_risk, generator_risk=generator_risk,
-                      is_due=lambda *_: False):
-            train.train(config, tiny_slices(), NOWHERE, one)
-            baselines.train(config, tiny_slices(), NOWHERE, other)
+        with replaced(critic_risk=critic_risk, generator_risk=generator_risk):
+            exhaust(train.train(config, tiny_slices(), one))
+            exhaust(baselines.train(config, tiny_slices(), other))
         start = toy_state(config)
         for k in range(2):
             assert equal(weights(one[k]), weights(other[k])), f"{method}: the loops part"
             assert not equal(weights(one[k]), weights(start[k]))
+        assert equal([v.get_state() for v in one.streams.values()],
+                     [v.get_state() for v in other.streams.values()]), f"{method}: other draws"
 
 
 def test_the_twin_draws_and_moves_as_the_loop_does():
@@ -414,76 +409,386 @@ def test_no_gradient_reaches_the_twins_networks_that_stand_still():
         assert equal(step["gradients"][still], before["gradients"][still])
 
 
-def iterations(events):
-    """Critic updates and the generator update after them, as a list of events each."""
-    found = [[]]
-    for event in events:
-        found[-1].append(event)
-        if event["what"] == "step" and event["network"] == "G":
-            found.append([])
-    return found[:-1]
+# ---------------------------------------------------------------- the loops are generators
+
+ROOT = Path(train.__file__).resolve().parent
+ITERATING = ("follow", "exhaust", "list", "tuple", "next", "zip", "enumerate", "islice")
+LOOPS = ("loop", "train.train", "baselines.train")
+TWINS = ("uapi", "gcgan")  # a method of either loop
 
 
-def test_released_phi_of_a_generator_update_serves_it_and_all_critic_updates_after_it():
-    phi, events = None, watched_run(method="released", critic_steps=2, updates=3)[0]
-    for iteration in iterations(events):
-        pairs, (generator,) = of(iteration, "pair"), of(iteration, "generator_loss")
-        assert len(pairs) == 2 * 2 * 2  # n_c, doubled at first, on whole images and on patches
-        phi = phi or pairs[0]["phi"]    # before the first generator update one draw serves all
-        assert all(equal(pair["phi"], phi) for pair in pairs), "phi is kept for the critics"
-        assert not equal(generator["phi"], phi), "phi is drawn anew for the generator"
-        phi = generator["phi"]
+def never_iterated(source):
+    """The calls of a loop in a program's text, which make a generator that does nothing by itself
+    -> how many there are, and the lines of those that nobody iterates: neither where they stand
+    nor, by the name that they are given, later in the same function."""
+    tree = ast.parse(source)
+    parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
+    own = any(isinstance(node, ast.FunctionDef) and node.name == "train" for node in tree.body)
+    names = LOOPS + (("train",) if own or "from train import train" in source else ())
+
+    def is_loop(function):
+        called = function.func if isinstance(function, ast.Call) else None  # loop_of(config)(...)
+        return ast.unparse(function) in names or (
+            called is not None and ast.unparse(called).endswith("loop_of"))
+
+    def iterated(node):
+        above = parents[node]
+        if isinstance(above, (ast.For, ast.comprehension)):
+            return above.iter is node
+        if isinstance(above, ast.Call) and node in above.args:
+            name = ast.unparse(above.func).split(".")[-1]
+            return name in ITERATING and (name not in ("zip", "enumerate") or iterated(above))
+        return False
+
+    def scope(node):
+        while node in parents and not isinstance(node, (ast.FunctionDef, ast.Lambda)):
+            node = parents[node]
+        return node
+
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and is_loop(node.func)]
+    idle = []
+    for call in calls:
+        above = parents[call]
+        places = [call]
+        if isinstance(above, ast.Assign) and isinstance(above.targets[0], ast.Name):
+            places = [node for node in ast.walk(scope(call)) if isinstance(node, ast.Name)
+                      and node.id == above.targets[0].id and isinstance(node.ctx, ast.Load)]
+        if not any(iterated(place) for place in places):
+            idle.append(call.lineno)
+    return len(calls), idle
 
 
-def test_released_first_critic_update_takes_the_generators_x_and_the_others_fresh_ones():
-    last, events = None, watched_run(method="released", critic_steps=2, updates=3)[0]
-    for iteration in iterations(events):
-        drawn = [event["batch"] for event in of(iteration, "draw")]
-        xs, ys, pairs = drawn[::2], drawn[1::2], of(iteration, "pair")
-        generator, = of(iteration, "generator_loss")
-        expected = [xs[0] if last is None else last, *xs[1:-1]]
-        for x, y, whole, patches in zip(expected, ys, pairs[::2], pairs[1::2]):
-            assert (whole["part"], patches["part"]) == ("whole", "patches")
-            assert torch.equal(whole["x"], x) and torch.equal(patches["x"], x)
-            assert torch.equal(whole["result"][0], y)
-            assert torch.equal(patches["result"][0], patch(y, patches["phi"]))
-        assert torch.equal(generator["x"], xs[-1])
-        last = generator["x"]
+def test_every_call_of_a_loop_is_iterated():
+    """A generator that nobody iterates trains nothing, without a word."""
+    for text, idle in (("train.train(c, s, t)", [1]), ("loop(c, s, t)", [1]),
+                       ("toys.loop_of(c)(c, s, t)", [1]), ("u = loop(c, s, t)\nu.close()", [1]),
+                       ("follow(loop(c, s, t), c, s, f, t)", []), ("print(loop(c, s, t))", [1]),
+                       ("for _ in baselines.train(c, s, t):\n    pass", []),
+                       ("u = train.train(c, s, t)\nnext(u)", []),
+                       ("exhaust(toys.loop_of(c)(c, s, t))", [])):
+        assert never_iterated(text) == (1, idle), f"this very check errs about {text!r}"
+    found = {}
+    for path in (*ROOT.glob("*.py"), *ROOT.glob("tests/*.py")):
+        found[path.name], idle = never_iterated(path.read_text(encoding="utf-8"))
+        assert not idle, (f"{path.name}, lines {idle}: train() is called, but its updates are not "
+                          "iterated: a generator does nothing by itself (Sec. 3.4)")
+    for name in ("train.py", "toys.py", "benchmark.py", "test_train.py"):
+        assert found[name], f"no call of a loop found in {name}: what is it that trains there?"
 
 
-def test_released_whole_fakes_and_fakes_of_patches_go_through_two_pools():
-    events, _, config = watched_run(method="released", critic_steps=2, updates=2, batch=16)
-    G = toy_state(config).theta["G"]
-    seen, handed_again = {"whole": [], "patches": []}, 0
-    for event in of(iterations(events)[0], "pair"):
-        x = event["x"] if event["part"] == "whole" else patch(event["x"], event["phi"])
-        seen[event["part"]].append(G.image(x))
-        kept = (event["result"][1].flatten(1)[:, None] == torch.cat(
-            seen[event["part"]]).flatten(1)).all(dim=2)
-        assert kept.any(dim=1).all(), f"a fake of {event['part']} came from elsewhere"
-        handed_again += int((~kept[:, -16:].any(dim=1)).sum())
-    assert handed_again > 0  # 64 fakes of each kind in the first iteration overflow a pool of 50
-    for pool, pair, critic in zip(of(events, "pool"), of(events, "pair"), of(events, "critic")):
-        assert pool["pool"] == pair["part"]
-        assert critic["fake"] is pool["result"] and critic["y"] is pair["result"][0]
+def test_a_loop_that_nobody_iterates_moves_nothing():
+    for method in TWINS:
+        config = TINY | {"method": method}
+        state, start = toy_state(config), toy_state(config)
+        updates = loop_of(config)(config, tiny_slices(), state)
+        assert equal(all_of(state), all_of(start)), f"{method}: the bare call of the loop trains"
+        step, *_ = next(updates)
+        assert step == 1 and not equal(all_of(state), all_of(start)), f"{method}: next() trains not"
 
 
-def test_released_critic_updates_are_doubled_for_151_generator_updates():
-    events, _, _ = watched_run(step=149, method="released", critic_steps=1, updates=153)
-    moves = [[e["network"] for e in of(events, "step")].count("f") for events in iterations(events)]
-    assert moves == [4, 4, 2, 2], f"updates 149 to 152 moved the critic {moves} times"
+def all_of(state):
+    """All that an update changes or draws from."""
+    return [weights(state.theta), weights(state.omega), state.opt_G.state_dict()["state"],
+            state.opt_f.state_dict()["state"], [s.get_state() for s in state.streams.values()],
+            [w.requires_grad for w in (*state.theta.parameters(), *state.omega.parameters())]]
 
 
-def test_released_goes_on_with_its_pools_and_the_generators_x_and_phi():
+def test_a_loop_that_is_closed_leaves_what_a_run_of_so_many_updates_leaves():
+    """And can go on from there, as --resume and the follower's end after a signal ask for."""
+    for method in TWINS:
+        config, slices = TINY | {"method": method, "updates": 4}, tiny_slices()
+        closed, short, whole = (toy_state(config) for _ in range(3))
+        updates = loop_of(config)(config, slices, closed)
+        assert [next(updates)[0], next(updates)[0]] == [1, 2]
+        updates.close()
+        exhaust(loop_of(config)(config | {"updates": 2}, slices, short))
+        for what, one, other in zip(("theta", "omega", "opt_G", "opt_f", "streams",
+                                     "requires_grad"), all_of(closed), all_of(short)):
+            assert equal(one, other), f"{method}: {what} of a loop closed after 2 updates differ"
+        assert all(w.requires_grad for w in closed.omega.parameters())
+        exhaust(loop_of(config)(config, slices, closed._replace(step=2)))
+        exhaust(loop_of(config)(config, slices, whole))
+        assert equal(all_of(closed), all_of(whole)), f"{method}: 2 + 2 updates are not 4"
+        assert not equal(weights(closed.theta), weights(short.theta))
+
+
+def test_a_suspended_loop_leaves_gradients_on_and_autocast_off():
+    """What follows an update sees a plain torch, with --bf16, too, and may use no_grad itself."""
+    for method in TWINS:
+        config = TINY | {"method": method, "bf16": True, "updates": 3, "critic_steps": 1}
+        seen = 0
+        for _ in loop_of(config)(config, tiny_slices(), toy_state(config)):
+            modes = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
+            assert modes == (True, False), f"{method}: at the yield grad, autocast are {modes}"
+            with torch.no_grad():
+                pass  # as plot_samples() does
+            with torch.autocast("cpu", torch.bfloat16):
+                pass
+            seen += 1
+        assert seen == 3
+        assert torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+
+
+def loop_text(module):
+    """The function train() of a file, and the while of its updates, as syntax trees."""
+    tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
+    function, = (node for node in tree.body
+                 if isinstance(node, ast.FunctionDef) and node.name == "train")
+    loop, = (node for node in ast.walk(function) if isinstance(node, ast.While))
+    return function, loop
+
+
+def test_above_the_yield_stands_the_paper_torch_and_what_begins_with_run():
+    """Sec. 3.4 can be read off the loops: no log, no picture, no file, no clock in between."""
+    known = {"draw", "sample_phi", "critic_loss", "generator_loss", "critic_risk", "generator_risk",
+             "G.image", "range", "slices.on", "eps.to", "run.bf16", "run.my_share",
+             "run.average_gradients", "run.decay_rates"}
+    methods = ("requires_grad_", "backward", "zero_grad", "step")
+    for module in (train, baselines):
+        function, loop = loop_text(module)
+        calls = {ast.unparse(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)}
+        strange = {name for name in calls - known
+                   if not name.startswith("torch.") and name.split(".")[-1] not in methods}
+        assert not strange, f"{module.__name__}.train calls {strange}, not the paper's (Sec. 3.4)"
+        assert {"draw", "opt_f.step", "opt_G.step", "run.decay_rates"} <= calls
+        yields = [node for node in ast.walk(function) if isinstance(node, (ast.Yield, ast.YieldFrom))]
+        assert len(yields) == 1 and loop.body[-1].value is yields[0], (
+            f"{module.__name__}.train: one yield, the last statement of the loop, so that nothing "
+            "below it changes a weight")
+        assert function.body[-1] is loop and not loop.orelse
+
+
+def test_the_twin_loop_asks_for_no_method():
+    """Sec. 4.2: the loop is the same for all; methods differ in critic_risk and generator_risk."""
+    branches = [node.lineno for node in ast.walk(loop_text(baselines)[1])
+                if isinstance(node, (ast.If, ast.IfExp, ast.Match))]
+    assert not branches, f"baselines.train branches in lines {branches}"
+
+
+# ---------------------------------------------------------------- devices, bfloat16, shares
+
+def run_on_meta(method, loop):
+    """An update on torch's device without numbers, where mixing devices raises as on CUDA; autocast,
+    which does not know it, is left out."""
+    config = TINY | {"method": method, "device": "meta", "critic_steps": 1, "updates": 1}
+    with mock.patch.object(torch, "autocast", lambda *_, **__: nullcontext()):
+        exhaust(loop(config, tiny_slices(), train.build(config)))
+
+
+def test_no_tensor_of_a_loop_is_left_on_the_cpu():
+    """Both loops, all methods, with the real networks."""
+    for method in ("uapi", "pi", *baselines.METHODS):
+        run_on_meta(method, loop_of({"method": method}))
+
+
+def test_eps_left_on_the_cpu_would_be_noticed():
+    """By the test above, which would say nothing if the meta device let devices mix."""
+    for method, module in zip(TWINS, (train, baselines)):
+        text, wrong = Path(module.__file__).read_text(encoding="utf-8"), {"__name__": "wrong"}
+        assert text.count("eps.to(device)") == 1
+        exec(text.replace("eps.to(device)", "eps"), wrong)
+        try:
+            run_on_meta(method, wrong["train"])
+        except RuntimeError as error:
+            assert "device" in str(error), error
+        else:
+            raise AssertionError(f"{module.__name__}.train: eps on the CPU went unnoticed")
+
+
+def layer_types(method, bf16):
+    """(kind of update, network, images, type of its first layer's output) in one update."""
+    config = TINY | {"method": method, "bf16": bf16, "updates": 1, "critic_steps": 1}
+    state, found = toy_state(config), []
+    for name, network in {**state.theta, **state.omega}.items():
+        network.shared.register_forward_hook(
+            lambda _, inputs, out, name=name: found.append((name, len(inputs[0]), out.dtype)))
+    steps = []
+    for name, optimiser in (("critic", state.opt_f), ("generator", state.opt_G)):
+        def step(name=name, move=optimiser.step):
+            steps.append((name, found.copy()))
+            found.clear()
+            move()
+        optimiser.step = step
+    exhaust(loop_of(config)(config, tiny_slices(), state))
+    assert [name for name, _ in steps] == ["critic", "generator"]
+    return dict(steps)
+
+
+def test_layers_run_in_bfloat16_exactly_with_bf16_in_all_four_updates():
+    """But for the critics' pass that the penalty of Eq. 2 differentiates: slopes stay float32."""
+    for method in TWINS:
+        for bf16 in (False, True):
+            layers = torch.bfloat16 if bf16 else torch.float32
+            types = layer_types(method, bf16)
+            critics, G = [v for v in types["critic"] if v[0] != "G"], [
+                v for v in types["critic"] if v[0] == "G"]
+            assert G and {v[2] for v in G} == {layers}, f"{method}, --bf16 {bf16}, critic: {G}"
+            for name in {v[0] for v in critics}:
+                found = [v[2] for v in critics if v[0] == name]
+                assert found == [layers] * (len(found) - 1) + [torch.float32] and len(found) > 1, (
+                    f"{method}, --bf16 {bf16}: {name} of the critic's update runs in {found}, asked "
+                    f"for is {layers} for the risk, then float32 for the slope of Eq. 2")
+            found = {v[2] for v in types["generator"]}
+            assert found == {layers} and len(types["generator"]) >= 4, (
+                f"{method}, --bf16 {bf16}: layers of the generator's update run in {found}")
+
+
+def as_process(rank, method):
+    """Trains a toy run as one of two processes that torchrun has started -> batches as drawn, those
+    handed to the risks, and in order which gradients are averaged and which network moves. Asserts
+    that all that a risk gets, phi and eps, too, is for 2 of 4 images."""
+    config = TINY | {"method": method, "batch": 4, "critic_steps": 2}
+    state, drawn, handed, calls = toy_state(config), [], [], []
+    parts = {"omega": state.omega, "theta": state.theta}
+    for name, optimiser in (("omega", state.opt_f), ("theta", state.opt_G)):
+        def step(name=name, move=optimiser.step):
+            calls.append(f"{name} moves")
+            move()
+        optimiser.step = step
+
+    def average(networks):
+        whose = {id(w) for w in networks.parameters()}
+        calls.extend(f"{name} averaged" for name, part in parts.items()
+                     if whose == {id(w) for w in part.parameters()})
+
+    def draw(*words):
+        drawn.append(data.draw(*words))
+        return drawn[-1]
+
+    def watched(real, *images):
+        def risk(*words):
+            for batch in words:
+                batch = getattr(batch, "size", None) if isinstance(batch, tuple) else batch
+                count = len(batch) if isinstance(batch, torch.Tensor) else 2
+                assert count == 2, f"torchrun: {real.__name__} got {count} of 4 images, asked are 2"
+            handed.extend(words[k] for k in images)
+            return real(*words)
+        return risk
+    risks = dict(critic_loss=watched(losses.critic_loss, 1),
+                 generator_loss=watched(losses.generator_loss, 2),
+                 critic_risk=watched(baselines.critic_risk, 3, 4),
+                 generator_risk=watched(baselines.generator_risk, 3, 4))
+    with (mock.patch.multiple(torch.distributed, is_initialized=lambda: True,
+                              get_world_size=lambda: 2, get_rank=lambda: rank),
+          replaced(average_gradients=average, draw=draw, **risks)):
+        exhaust(loop_of(config)(config, tiny_slices(), state))
+    return drawn, handed, calls
+
+
+def test_each_of_two_processes_sees_its_half_and_averages_what_moves_next():
+    """torchrun, call by call; test_torchrun.py has two real processes."""
+    turn = ["omega averaged", "omega moves"] * 2 + ["theta averaged", "theta moves"]
+    for method in TWINS:
+        for rank in (0, 1):
+            drawn, handed, calls = as_process(rank, method)
+            assert calls == turn * 2, f"{method}: gradients are averaged and moves made so: {calls}"
+            if method == "uapi":  # x y x y x: Eq. 5 is handed G(x) for x
+                drawn = [batch for k, batch in enumerate(drawn) if k % 5 in (1, 3, 4)]
+            halves = [batch.chunk(2)[rank] for batch in drawn]
+            assert equal(handed, halves), f"{method}: process {rank} sees other images than its half"
+
+
+# ---------------------------------------------------------------- --decay
+
+def rates_of(method, state=None, **changes):
+    """The learning rates at every optimiser's step: [(critic's, ...)], [generator's]."""
+    config = TINY | {"method": method, "critic_steps": 2, "lr_g": 3e-4, "lr_c": 5e-4} | changes
+    state, found = state or toy_state(config), {"f": [], "G": []}
+    for name, opt in (("f", state.opt_f), ("G", state.opt_G)):
+        def step(name=name, opt=opt, move=opt.step):
+            found[name] += [group["lr"] for group in opt.param_groups]
+            move()
+        opt.step = step
+    exhaust(loop_of(config)(config, tiny_slices(), state))
+    return found
+
+
+DECAY = "--decay: rate = flag times min( 1, (N - step)/(F N) ), step updates done of N"
+
+
+def test_both_rates_decay_over_the_last_part_of_a_run_and_are_constant_without_decay():
+    """By hand, at every step of both optimisers of both loops: 8 updates, the last half, quarter,
+    all and none of them."""
+    table = {0.5: [1, 1, 1, 1, 1, 3 / 4, 1 / 2, 1 / 4], 0.25: [1, 1, 1, 1, 1, 1, 1, 1 / 2],
+             1.0: [1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8], 0.0: [1] * 8}
+    for method in TWINS:
+        for F, factors in table.items():
+            found = rates_of(method, updates=8, decay=F)
+            agree(found["G"], [3e-4 * v for v in factors], f"{method}, opt_G, F = {F}: {DECAY}", 1e-15)
+            twice = [5e-4 * v for v in factors for _ in range(2)]
+            agree(found["f"], twice, f"{method}, opt_f, F = {F}: {DECAY}", 1e-15)
+            step = torch.arange(8, dtype=torch.float64)
+            if F:
+                agree(found["G"], 3e-4 * ((8 - step) / (F * 8)).clamp(max=1), DECAY, 1e-15)
+
+
+def test_a_run_that_goes_on_to_more_updates_decays_at_its_new_end():
+    for method in TWINS:
+        state = toy_state(TINY | {"method": method})
+        assert rates_of(method, state, updates=2, decay=0.5)["G"] == [3e-4, 3e-4]
+        state = toy_state(TINY | {"method": method})
+        rates_of(method, state, updates=2, decay=1.0)  # at its end only half the rate is left
+        found = rates_of(method, state._replace(step=2), updates=8, decay=0.5)
+        agree(found["G"], [3e-4 * v for v in (1, 1, 1, 3 / 4, 1 / 2, 1 / 4)],
+              f"{method}, resumed at 2, N = 8, F = 1/2: {DECAY}", 1e-15)
+        agree(found["f"][::2], [5e-4 * v for v in (1, 1, 1, 3 / 4, 1 / 2, 1 / 4)],
+              f"{method}, opt_f, resumed at 2, N = 8, F = 1/2: {DECAY}", 1e-15)
+
+
+def watched_rates():
+    """A stand-in for run.decay_rates that keeps the rates it has set."""
+    real, found = run.decay_rates, []
+
+    def decay_rates(config, step, opt_G, opt_f):
+        real(config, step, opt_G, opt_f)
+        found.append((step, opt_G.param_groups[0]["lr"], opt_f.param_groups[0]["lr"]))
+    return found, decay_rates
+
+
+def stopped_at_2(folder, words, **toys):
+    """What a run of four updates leaves that is stopped after its second one."""
+    asked = iter((0, signal.SIGINT))
+    try:
+        with redirect_stderr(io.StringIO()):
+            go(*words, "--out", folder, signal_received=lambda _: next(asked), **toys)
+    except SystemExit as stop:
+        assert stop.code == 130
+    assert everything(folder)["step"] == 2
+
+
+def test_four_updates_are_two_and_after_a_resume_two_with_decay():
+    for method in TWINS:
+        with tempfile.TemporaryDirectory() as root:
+            whole, halves = Path(root, "whole"), Path(root, "halves")
+            toys = dict(UNet=ToyG, Critic=ToyF)
+            words = (*FAST, "--method", method, "--updates", 4, "--decay", 0.5)
+            go(*words, "--out", whole, **toys)
+            stopped_at_2(halves, words, **toys)
+            found, decay_rates = watched_rates()
+            go("--resume", halves, decay_rates=decay_rates, **toys)
+            one, other = everything(whole), everything(halves)
+        assert found == [(2, 5e-5, 2e-5), (3, 5e-5 / 2, 2e-5 / 2)], f"{method}: {DECAY}: {found}"
+        for part in ("networks", "opt_G", "opt_f", "streams", "step"):
+            assert equal(one[part], other[part]), f"{method}, --decay 0.5: {part} differ"
+
+
+def test_a_run_from_before_decay_is_still_read_and_keeps_its_rates():
     with tempfile.TemporaryDirectory() as root:
-        whole, halves = Path(root, "whole"), Path(root, "halves")
-        toys, words = dict(UNet=ToyG, Critic=ToyF), (*FAST, "--method", "released", "--batch", 16)
-        go(*words, "--updates", 4, "--out", whole, **toys)
-        go(*words, "--updates", 2, "--out", halves, **toys)
-        history = everything(halves)["history"]
-        assert set(history) == {"whole", "patches", "x", "phi"}
-        assert len(history["whole"]) == len(history["patches"]) == 50  # from here on they swap
-        go("--resume", halves, "--updates", 4, **toys)
-        one, other = everything(whole), everything(halves)
-    for part in ("networks", "opt_G", "opt_f", "streams", "history", "step"):
-        assert equal(one[part], other[part]), f"{part} differ"
+        old, new = Path(root, "old"), Path(root, "new")
+        go(*FAST, "--updates", 1, "--out", old)
+        checkpoint = everything(old)
+        assert checkpoint["config"].pop("decay") == 0.0
+        torch.save(checkpoint, old / "checkpoint.pt")
+        G, config = translate.load_run(old, "cpu")
+        assert "decay" not in config and equal(G.state_dict(), checkpoint["networks"]["G"])
+        words = refused(go, "--resume", old, "--updates", 3, "--decay", 0.5)
+        assert "leave out --decay" in words, words
+        assert "decay" not in everything(old)["config"]
+        for name, call in (("init", (*FAST, "--init", old, "--updates", 2, "--out", new)),
+                           ("resume", ("--resume", old, "--updates", 3))):
+            found, decay_rates = watched_rates()
+            go(*call, decay_rates=decay_rates)
+            steps = [0, 1] if name == "init" else [1, 2]
+            assert found == [(step, 5e-5, 2e-5) for step in steps], f"--{name}: {found}"
+        assert everything(old)["step"] == 3 and everything(old)["config"]["decay"] == 0.0
+        assert "leave out --decay" in refused(go, "--resume", new, "--updates", 3, "--decay", 0.5)

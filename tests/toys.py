@@ -121,6 +121,22 @@ def trained(folder, slices=None, **changes):
     return state
 
 
+def twins_networks():
+    """What three float64 updates of the twin loop make of two methods' networks: gcgan's critics
+    share their images, cyclegan trains two generators, and both its critics see x and y. A mistake
+    shows as steps of Adam, 1e-6 here; rounding, as of biases before a norm, is 1e-5 of that."""
+    found = {}
+    with double_precision():
+        for method in ("gcgan", "cyclegan"):
+            config = TINY | dict(method=method, batch=4, updates=3, critic_steps=2, lr_g=1e-6,
+                                 lr_c=1e-6)
+            state = train.build(config)
+            exhaust(loop_of(config)(config, tiny_slices(), state))
+            for name, network in {**state.theta, **state.omega}.items():
+                found[f"{method}'s {name}"] = network.state_dict()
+    return found
+
+
 def go(*words, program=train, **stand_ins):
     """Runs a program's command line in this process, on few phantoms."""
     words = [f"{program.__name__}.py", *map(str, words)]
