@@ -99,15 +99,19 @@ def read_picture(file):
     """An open PNG, JPEG or TIFF -> numbers [h,w], turned upright, colour made grey. ValueError for
     what Pillow would read, but wrongly."""
     with Image.open(file, formats=("PNG", "JPEG", "TIFF")) as picture:
-        frames, mode = getattr(picture, "n_frames", 1), picture.mode
-        if frames > 1 or mode == "CMYK" or picture.has_transparency_data:
-            raise ValueError(f"{frames} frames, {mode}; wants one, grey or RGB, no transparency")
-        if mode == "RGB" and any(";16" in str(tile[3]) for tile in picture.tile):
+        frames, mode, packing = getattr(picture, "n_frames", 1), picture.mode, str(picture.tile)
+        tags = getattr(picture, "tag_v2", {})  # of a TIFF: bits, kind of number, meaning of 0, ...
+        bits, kind, zero, more = map(tags.get, (258, 339, 262, 338))
+        if frames > 1 or mode == "CMYK" or picture.has_transparency_data or more:
+            raise ValueError(f"{frames} frames, {mode}; wants one, grey or RGB, no transparency "
+                             "or further channel")
+        if mode == "RGB" and (";16" in packing or 16 in (bits or ())):
             raise ValueError("colour of 16 bits, of which 8 would be lost; wants it grey, or 8-bit")
-        tags = getattr(picture, "tag_v2", {})  # of a TIFF: bits, kind of number, meaning of 0
-        bits, kind, white_is_zero = tags.get(258), tags.get(339), tags.get(262) == 0
-        if bits == (8,) and kind == (2,):
-            raise ValueError("8-bit numbers with signs; wants them without, or as .npy")
+        # Pillow takes 0 for white, drops signs, and swaps bytes that its libtiff has swapped.
+        if tags and (zero is None or (bits, kind) == ((8,), (2,))
+                     or "libtiff" in packing and any(f in packing for f in ("BS'", "BF'"))):
+            raise ValueError("a TIFF of 8-bit numbers with signs, without meaning of 0 (tag 262), "
+                             "or big-endian and compressed; wants another, or .npy")
         picture = ImageOps.exif_transpose(picture)
         if mode in ("RGB", "P", "YCbCr"):
             say_once("pictures in colour are turned to grey (ITU-R 601): "
@@ -117,7 +121,7 @@ def read_picture(file):
         values = np.asarray(picture)
     if bits == (32,) and values.dtype == np.int32 and kind in (None, (1,)):
         values = values.view(np.uint32)
-    return -values.astype(float) if white_is_zero and mode != "L" else values  # Pillow turns L
+    return -values.astype(float) if zero == 0 and mode != "L" else values  # Pillow turns L
 
 
 def read_grey(path):
@@ -137,8 +141,8 @@ def read_grey(path):
                     values = read_picture(file)
     except Exception as error:  # Pillow and numpy raise some ten kinds
         hint = "; .npy takes numbers of any type" if "cannot identify" in str(error) else ""
-        raise ValueError(f"{path}: cannot be read as an image ({error}){hint}") from None
-    return to_grey_levels(values, path)
+        raise ValueError(f"{printable(path)}: cannot be read as an image ({error}){hint}") from None
+    return to_grey_levels(values, printable(path))
 
 
 def to_square(grey, size):

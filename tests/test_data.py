@@ -19,7 +19,6 @@ import torch
 from PIL import Image
 
 import data
-from patch_op import Phi, patch
 
 SLICES = os.environ.get("IXI_SLICES")
 RAMP = np.arange(64 * 64, dtype=np.uint8).reshape(64, 64)
@@ -105,19 +104,19 @@ def test_colour_becomes_grey_by_its_luminance_and_says_so_once(tmp_path, capsys)
 def test_padding_is_centred_and_uses_the_images_own_minimum():
     image = np.full((10, 20), 50, np.uint8)
     image[0, 0] = 7
-    square = data.fit(image, 20)
+    square = data.to_square(image, 20)
     assert (square[5:15] == image).all() and (square[:5] == 7).all() and (square[15:] == 7).all()
-    assert (data.fit(image.T, 20)[:, 5:15] == image.T).all()
+    assert (data.to_square(image.T, 20)[:, 5:15] == image.T).all()
 
 
 def test_shrinking_averages_boxes_and_growing_is_pillows_bicubic():
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (128, 128)).astype(np.uint8)
     boxes = image.reshape(64, 2, 64, 2).mean(axis=(1, 3))
-    assert np.abs(data.fit(image, 64) - boxes).max() <= 1  # Pillow rounds after either axis
+    assert np.abs(data.to_square(image, 64) - boxes).max() <= 1  # Pillow rounds after either axis
     grown = Image.fromarray(image).resize((192, 192), Image.Resampling.BICUBIC)
-    assert np.array_equal(data.fit(image, 192), np.asarray(grown))
-    assert np.array_equal(data.fit(image, 128), image)
+    assert np.array_equal(data.to_square(image, 192), np.asarray(grown))
+    assert np.array_equal(data.to_square(image, 128), image)
 
 
 # ---------------------------------------------------------------- data sets
@@ -432,13 +431,13 @@ def test_a_wrong_place_ends_in_one_sentence(tmp_path, capsys, what):
 def test_what_no_layout_provides_for_is_counted_and_left_out(tmp_path, capsys):
     authors_folder(tmp_path)
     for place in ("input/A0_000_t1.bmp", "target/B1_000_t2.jpg", "target/more/B7_000_t2.png",
-                  "evaluation/C\n_input.png", os.fsdecode(b"evaluation/\xff_input.png")):
+                  "evaluation/C\n_input.bmp", os.fsdecode(b"evaluation/\xff_input.bmp")):
         write(tmp_path / place)
     assert [len(images) for images in data.load(tmp_path, 64)[:4]] == [3, 3, 3, 3]
     error = capsys.readouterr().err
     for place, left in (("input", "1 left out, 'A0_000_t1.bmp'"),
                         ("target", "2 left out, 'B1_000_t2.jpg'"),
-                        ("evaluation", "2 left out, 'C\\n_input.png'")):
+                        ("evaluation", "2 left out, 'C\\n_input.bmp'")):
         assert f"{tmp_path}/{place}: {left} first" in error
 
 
@@ -491,8 +490,8 @@ BAD_H5 = {
     "a soft link": (link("input", soft), "input is missing"),
     "external storage": (link("input", lambda f, folder, key: f.create_dataset(
         key, (3, 64, 64), "u1", external=[(str(folder / "raw"), 0, 3 * 64 * 64)])),
-        "another place or file"),
-    "a virtual data set": (link("input", virtual), "another place or file"),
+        "leads to another key or file"),
+    "a virtual data set": (link("input", virtual), "leads to another key or file"),
     "a bomb": (put("input", shape=(10 ** 9, 64, 64), dtype="u1", chunks=(1, 64, 64),
                    compression="gzip"), "more than this file can hold"),
     "a bomb of names": (put("input_names", shape=(10 ** 12,), dtype=TEXT, chunks=(1000,)),
@@ -645,126 +644,59 @@ def test_draws_are_with_replacement_uniform_and_from_the_generator_alone():
     assert (counts / 4000 - 0.1).abs().max() < 0.02 and torch.equal(state, torch.get_rng_state())
 
 
-# ---------------------------------------------------------------- phantoms
+# ---------------------------------------------------------------- pictures
 
-def test_phantoms_are_the_same_every_time_with_disjoint_people():
-    one, again, other = (data.phantoms(64, subjects=5, slices=2, seed=s) for s in (0, 0, 1))
-    assert all(np.array_equal(u, v) for u, v in zip(one[:4], again[:4]))
-    assert not np.array_equal(one.input, other.input)
-    assert [len(images) for images in one[:4]] == [10, 10, 2, 2]
-    people = [{data.patient(n) for n in one.names[s]}
-              for s in ("input", "target", "evaluation_input")]
-    assert len(set.union(*people)) == sum(map(len, people)) == 11
-
-
-def test_a_phantom_looks_the_same_at_every_size():
-    small, large = (data.phantoms(size, subjects=1, slices=2).evaluation_input[1].astype(float)
-                    for size in (64, 128))
-    shrunk = large.reshape(64, 2, 64, 2).mean(axis=(1, 3))
-    assert np.corrcoef(small.flatten(), shrunk.flatten())[0, 1] > 0.97
-
-
-class Silent(np.random.Generator):
-    """Laplace noise is drawn, so that all else stays the same, and then left out."""
-
-    def laplace(self, loc, scale):
-        return 0 * super().laplace(loc, scale)
-
-
-def test_phantom_noise_has_the_scale_that_is_given_with_it():
-    _, noisy, scale = data.phantom_subject(3, 64, 4, seed=0)
-    with replaced.object(np.random, "default_rng", lambda seed: Silent(np.random.PCG64(seed))):
-        _, clean, _ = data.phantom_subject(3, 64, 4, seed=0)
-    for low, high in ((0.5, 1), (2, 4), (6, 9), (12, 16)):
-        here = (scale >= low) & (scale < high)
-        assert here.sum() > 100
-        # E|Laplace(0,s)| = s
-        assert np.abs(noisy - clean)[here].mean() == pytest.approx(scale[here].mean(), rel=0.12)
-
-
-def test_phantoms_hand_out_their_subjects_in_order_with_the_noise_of_the_evaluation():
-    slices = data.phantoms(64, subjects=2, slices=2)
-    subjects = [data.phantom_subject(k, 64, 2, seed=0) for k in range(5)]
-    
-    def grey(who, which):
-        images = np.concatenate([subjects[k][which] for k in who])
-        return np.rint(images.clip(0, 255)).astype(np.uint8)
-    assert np.array_equal(slices.input, grey((0, 1), 0))
-    assert np.array_equal(slices.target, grey((2, 3), 1))
-    assert np.array_equal(slices.evaluation_input, grey((4,), 0))
-    assert np.array_equal(slices.evaluation_target, grey((4,), 1))
-    assert np.array_equal(slices.noise, subjects[4][2].astype(np.float32))
-
-
-def test_each_contrast_of_a_phantom_has_its_own_bias_field():
-    flat = dict(T1=np.ones(6) / 2, T2=np.ones(6) / 2, NOISE=np.zeros(6))
-    with replaced.multiple(data, **flat, head=lambda *_: np.zeros((128, 128), int)):
-        for subject in range(3):
-            t1, t2, _ = data.phantom_subject(subject, 64, 1, seed=0)
-            assert np.corrcoef(t1.flatten(), t2.flatten())[0, 1] < 0.9
-
-
-def test_phantom_contrasts_invert_white_matter_and_fluid():
-    slices = data.phantoms(64, subjects=2, slices=3)
-    x, y = slices.evaluation_input.astype(float), slices.evaluation_target.astype(float)
-    assert np.corrcoef(x.flatten(), y.flatten())[0, 1] < 0.8
-    assert y[(x > 65) & (x < 75)].mean() > 120  # the fluid, dark in T1, is bright in T2
-
-
-# ---------------------------------------------------------------- Eq. 6 and 9 in one picture
-
-def nonlinear(x):
-    """A generator for which patch invariance does not hold."""
-    return x ** 3, 0.1 + x ** 2
-
-
-def of_ugac(x):
-    return *nonlinear(x), 1 + 0 * x
-
-
-@pytest.mark.parametrize("G, with_scale", ((nonlinear, True), (nonlinear, False), (of_ugac, True)))
-def test_samples_show_both_sides_of_patch_invariance_their_residual_and_the_scale(
-        tmp_path, G, with_scale):
-    shown, slices = {}, data.phantoms(64, subjects=1, slices=6)
-
-    def grid(path, columns, maps, caption, square):
-        shown.update(path=path, columns=columns, maps=maps, square=square)
-    with replaced.object(data, "picture_grid", grid):
-        data.plot_samples(tmp_path / "new" / "a.png", G, slices, "cpu", with_scale)
-    with_scale = with_scale and G is nonlinear  # ugac's alpha and beta say nothing of patches
-    chosen = [1, 3, 5]
-    x = data.to_unit(torch.from_numpy(slices.evaluation_input[chosen]).unsqueeze(1))
-    phi = Phi(*(torch.full((3,), value) for value in (44, 10, 10)))  # 0.7 of 64, in the middle
-    a, (b, scale) = patch(x ** 3, phi), nonlinear(patch(x, phi))
-    grey = [127.5 * (v + 1) for v in (x, patch(x, phi), x ** 3, a, b)]
-    truth = torch.from_numpy(slices.evaluation_target[chosen]).unsqueeze(1)
-    expected = [*grey, truth, 127.5 * (a - b).abs(), 127.5 * scale][:8 if with_scale else 7]
-    words = ["input", "P(x)", "translation", "a = P(G(x))", "b = G(P(x))", "truth", "|a - b|",
-             "scale"]
-    for title, word in zip(shown["columns"], words[:len(expected)], strict=True):
-        assert word in title
-    for column, values in zip(shown["columns"].values(), expected, strict=True):
-        column = np.stack([np.asarray(cell).squeeze() for cell in column])
-        assert np.allclose(column, values.squeeze(1), atol=1e-3)
-    # drawn on x and G(x)
-    assert shown["maps"] == 1 + with_scale and shown["square"] == ((0, 2), 10, 44)
-    assert (tmp_path / "new").is_dir()
+def drawn_grid(columns, *words, **options):
+    """The figure and caption that picture_grid() would have written."""
+    figures = []
+    with replaced.object(data, "save_figure", lambda *drawn: figures.append(drawn)):
+        data.picture_grid("nowhere.png", columns, *words, **options)
+    (path, figure, caption), = figures
+    assert path == "nowhere.png"
+    return figure, caption
 
 
 def test_a_grid_shows_grey_levels_the_right_way_up_and_maps_on_one_colour_bar():
-    figures, image = [], np.full((64, 64), 100, np.uint8)
+    image = np.full((64, 64), 100, np.uint8)
     low, high = np.full((64, 64), 3.0), np.full((64, 64), 60.0)
-    with replaced.object(data, "save_figure", lambda _, *drawn: figures.append(drawn)):
-        columns = {"one": [image, image], "residual": [low, high], "scale": [high, low]}
-        data.picture_grid("nowhere.png", columns, 2, "words", ((0,), 10, 44))
-    (figure, caption), = figures
-    axes = [ax for ax in figure.axes if ax.images]
-    shown = [ax.images[0] for ax in axes]
-    assert [s.get_clim() for s in shown] == [(0, 255), (0, 60), (0, 60)] * 2
-    assert {s.origin for s in shown} == {"upper"}
-    assert [s.get_cmap().name for s in shown[:3]] == ["gray", "inferno", "inferno"]
-    assert [ax.get_title() for ax in axes] == ["one", "residual", "scale", "", "", ""]
-    assert caption == "words"
-    assert len(figure.axes) == 7  # one colour bar for all four maps
-    square, = axes[0].patches
-    assert square.get_bbox().bounds == (9.5, 9.5, 44, 44) and not axes[1].patches
+    columns = {"one": [image, image], "residual": [low, high], "scale": [high, low]}
+    for pairs in (columns.items(), list(columns.items())):
+        figure, caption = drawn_grid(pairs, 2, "words", ((0,), 10, 44))
+        axes = [ax for ax in figure.axes if ax.images]
+        shown = [ax.images[0] for ax in axes]
+        assert [s.get_clim() for s in shown] == [(0, 255), (0, 60), (0, 60)] * 2
+        assert {s.origin for s in shown} == {"upper"}
+        assert [s.get_cmap().name for s in shown[:3]] == ["gray", "inferno", "inferno"]
+        assert [ax.get_title() for ax in axes] == ["one", "residual", "scale", "", "", ""]
+        assert caption == "words"
+        assert len(figure.axes) == 7  # one colour bar for all four maps
+        square, = axes[0].patches
+        assert square.get_bbox().bounds == (9.5, 9.5, 44, 44) and not axes[1].patches
+        assert not any(ax.texts for ax in axes)
+
+
+def test_a_grid_shows_each_picture_in_its_own_place_whatever_its_shape():
+    pictures = [[np.full((8, 8), 10 * column + row) for row in range(3)] for column in range(2)]
+    pictures[1] = [torch.from_numpy(cell)[None] for cell in pictures[1]]  # [1,h,w], as of batches
+    figure, _ = drawn_grid([("one", pictures[0]), ("one", pictures[1])])  # titles may be the same
+    values = [np.unique(ax.images[0].get_array()).tolist() for ax in figure.axes]
+    assert values == [[0], [10], [1], [11], [2], [12]]
+
+
+def test_the_labels_of_a_grid_stand_one_at_each_row():
+    image = np.full((64, 64), 100, np.uint8)
+    labels = ["GN0", "GN20\ntwo lines", "MC"]
+    for columns in ({"one": [image] * 3}, {"one": [image] * 3, "other": [image] * 3}):
+        figure, _ = drawn_grid(columns.items(), labels=labels)
+        rows = np.array([ax for ax in figure.axes if ax.images]).reshape(3, len(columns))
+        for row, label in zip(rows, labels, strict=True):
+            text, = row[0].texts
+            assert text.get_text() == label and text.get_position()[0] < 0  # left of the picture
+            assert text.get_position()[1] == .5 and text.get_transform() == row[0].transAxes
+            assert not any(ax.texts for ax in row[1:])
+
+
+def test_six_indices_are_spread_from_the_first_to_the_last():
+    assert data.six_indices(6).tolist() == [0, 1, 2, 3, 4, 5]
+    assert data.six_indices(101).tolist() == [0, 20, 40, 60, 80, 100]
+    assert data.six_indices(1).tolist() == [0] * 6

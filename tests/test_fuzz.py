@@ -12,8 +12,9 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 import data
-from evaluate import SCENARIOS, pearson, perturb, psnr, ssim
+from evaluate import SCENARIOS, perturb, psnr, ssim
 from patch_op import Phi, patch, sample_phi
+from uncertainty import pearson
 
 some = settings(derandomize=True, deadline=None, max_examples=40, database=None)
 seeds = st.integers(0, 2 ** 32 - 1)
@@ -225,7 +226,7 @@ def test_any_image_fits_any_size_without_wrapping_around(h, w, size, seed, harsh
     low, high = sorted(rng.integers(0, 256, 2))
     grey = rng.integers(0, 2, (h, w)) * 255 if harsh else rng.integers(low, high + 1, (h, w))
     grey = grey.astype(np.uint8)
-    out, side = data.fit(grey, size), max(h, w)
+    out, side = data.to_square(grey, size), max(h, w)
     assert out.shape == (size, size) and out.dtype == np.uint8
     square = np.full((side, side), grey.min())
     square[(side - h) // 2:(side - h) // 2 + h, (side - w) // 2:(side - w) // 2 + w] = grey
