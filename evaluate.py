@@ -116,6 +116,8 @@ def displacement(translation, truth, rounds=5):
             gradient = torch.gradient(part, dim=(2, 3))
             columns = torch.stack([part, *gradient, torch.ones_like(part)]).flatten(1)
             gram, product = gram + columns @ columns.T, product + columns @ goal.flatten()
+        if not gram[1, 1] * gram[2, 2]:
+            return None, None
         c, *g, _ = torch.linalg.lstsq(gram, product, driver="gelsd").solution
         off = off + torch.stack(g) / c
         if not off.isfinite().all() or off.abs().max() > min(truth.shape[2:]):

@@ -31,7 +31,7 @@ import numpy as np
 from PIL import Image
 
 from data import SETS, find_images, patient
-from run import bounded, fail, memory_may_run_out, progress, replace_file
+from run import bounded, fail, lock, memory_may_run_out, progress, replace_file, start
 
 PARTS = ("input", "target", "evaluation")
 ACQUISITION = "CORPD_FBK"  # coronal proton density without fat suppression, as in Sec. 4.1
@@ -595,20 +595,18 @@ def report(manifest, args):
 
 def prepare_locked(args):
     """Prepares a folder in which no other run is at work. The lock ends with the process."""
-    import fcntl
     if args.out.is_file() or args.out.suffix.lower() == ".h5":
         fail(f"{args.out}: choose another --out, a folder; data.py FOLDER --h5 {args.out} packs it")
     parts, volumes, unopened = {"ixi": ixi, "fastmri": fastmri, "mri2ct": mri2ct}[args.task](args)
     try:
         for part in PARTS:
             (args.out / part).mkdir(parents=True, exist_ok=True)
-        lock = open(args.out / ".lock", "w")
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        fail(f"{args.out}: another run is at work there; wait for it or choose another --out")
+        held = lock(args.out / ".lock")
     except OSError as error:
         fail(f"{args.out}: cannot be written ({error.strerror}); choose another --out")
-    with lock:
+    if not held:
+        fail(f"{args.out}: another run is at work there; wait for it or choose another --out")
+    with held:
         for left in args.out.glob(".unfinished-*"):  # by a run that was killed
             shutil.rmtree(left)
         manifest = begin(parts, volumes, unopened, args)
@@ -654,4 +652,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    start(main)
