@@ -78,12 +78,11 @@ def say_skipped(reasons, total, what):
 def to_grey_levels(values, path):
     """Numbers [h,w] -> uint8 [h,w]. 8-bit stays as it is; all else is scaled, this image's smallest
     value to 0, its largest to 255, a constant one to 0. ValueError: not one finite grey image."""
-    is_image = values.ndim == 2 and values.dtype.kind in "uifb"
+    shape, kind = values.shape, values.dtype
     # A single pixel is no image, and to_square() would make a huge square of a long strip.
-    if not is_image or min(values.shape) < 2 or max(values.shape) > 8192:
-        raise ValueError(f"{path}: wants one grey image of numbers, sides of 2 to 8192, "
-                         f"got {values.dtype} {values.shape}")
-    if values.dtype == np.uint8:
+    if len(shape) != 2 or kind.kind not in "uifb" or min(shape) < 2 or max(shape) > 8192:
+        raise ValueError(f"{path}: wants a grey image, its sides 2 to 8192; got {kind} {shape}")
+    if kind == np.uint8:
         return np.array(values)
     with np.errstate(all="ignore"):  # whatever overflows ends as NaN
         values = np.asarray(values, np.float64)
@@ -107,21 +106,17 @@ def read_picture(file):
                              "or further channel")
         if mode == "RGB" and (";16" in packing or 16 in (bits or ())):
             raise ValueError("colour of 16 bits, of which 8 would be lost; wants it grey, or 8-bit")
-        # Pillow takes 0 for white, drops signs, and swaps bytes that its libtiff has swapped.
+        # Pillow would drop signs, take 0 for white, and swap bytes that libtiff has swapped before.
         if tags and (zero is None or (bits, kind) == ((8,), (2,))
                      or "libtiff" in packing and any(f in packing for f in ("BS'", "BF'"))):
-            raise ValueError("a TIFF of 8-bit numbers with signs, without meaning of 0 (tag 262), "
-                             "or big-endian and compressed; wants another, or .npy")
+            raise ValueError("TIFF of signed bytes, packed big-endian or without tag 262; try .npy")
         picture = ImageOps.exif_transpose(picture)
         if mode in ("RGB", "P", "YCbCr"):
-            say_once("pictures in colour are turned to grey (ITU-R 601): "
-                     "networks and metrics have one channel")
-        if mode in ("RGB", "P", "YCbCr", "1"):
-            return np.asarray(picture.convert("L"))
-        values = np.asarray(picture)
+            say_once("colour turns grey (ITU-R 601): networks and metrics have one channel")
+        values = np.asarray(picture.convert("L") if mode in ("RGB", "P", "YCbCr", "1") else picture)
     if bits == (32,) and values.dtype == np.int32 and kind in (None, (1,)):
         values = values.view(np.uint32)
-    return -values.astype(float) if zero == 0 and mode != "L" else values  # Pillow turns L
+    return -values.astype(float) if zero == 0 and values.itemsize > 1 else values  # Pillow turns L
 
 
 def read_grey(path):
@@ -134,8 +129,7 @@ def read_grey(path):
             warnings.simplefilter("ignore")  # about metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             if Path(path).suffix.lower() == ".npy":
-                # Mapped, not loaded: its header may claim any size.
-                values = np.lib.format.open_memmap(path, mode="r")
+                values = np.lib.format.open_memmap(path, mode="r")  # headers may claim any size
             else:
                 with open(path, "rb") as file:  # by its path, Pillow maps a TIFF without turning it
                     values = read_picture(file)
@@ -148,9 +142,8 @@ def read_grey(path):
 def to_square(grey, size):
     """uint8 [h,w] -> uint8 [size,size]: padded to a square with its own minimum, then resized by
     Pillow's box filter when it shrinks (each pixel the mean of those it covers), else bicubic."""
-    (h, w), side = grey.shape, max(grey.shape)
-    top, left = (side - h) // 2, (side - w) // 2
-    margins = (top, side - h - top), (left, side - w - left)
+    side = max(grey.shape)
+    margins = [((side - n) // 2, (side - n + 1) // 2) for n in grey.shape]
     square = np.pad(grey, margins, constant_values=grey.min())
     kernel = Image.Resampling.BOX if side > size else Image.Resampling.BICUBIC
     return np.array(Image.fromarray(square).resize((size, size), kernel))
@@ -165,9 +158,8 @@ def save_figure(path, figure, caption):
 
 
 def picture_grid(path, columns, maps=0, caption="", square=None, labels=()):
-    """Writes columns (title, pictures in grey levels). The last `maps` columns are drawn in colour,
-    from 0 to one white level for all. square: (numbers of columns, first pixel, side); labels: one
-    for each row."""
+    """Writes columns (title, pictures in grey levels), the last `maps` in colour, up to one white.
+    square: (numbers of columns, first pixel, side); labels: one for each row."""
     titles, pictures = zip(*columns)
     rows = [[np.asarray(cell).squeeze() for cell in row] for row in zip(*pictures)]
     width, height = 1.3 * len(columns) + (0.8 if maps else 0), 1.3 * len(rows) + 0.7
@@ -179,8 +171,8 @@ def picture_grid(path, columns, maps=0, caption="", square=None, labels=()):
                          ha="right", va="center", multialignment="center")
     for row, row_axes in zip(rows, axes):
         for k, (cell, title, ax) in enumerate(zip(row, titles, row_axes)):
-            style = ("gray", 255) if k < grey else ("inferno", white)
-            shown = ax.imshow(cell, cmap=style[0], vmin=0, vmax=style[1])
+            colours, most = ("gray", 255) if k < grey else ("inferno", white)
+            shown = ax.imshow(cell, colours, vmin=0, vmax=most)
             ax.set_title(title if row is rows[0] else "", fontsize=10)
             ax.axis("off")
             if square and k in square[0]:
@@ -206,15 +198,12 @@ def load(data, size, sets=SETS):
     if str(data) == "phantom":
         slices = phantom_slices(size)
     elif not os.path.isfile(path) and not os.path.isdir(path):
-        fail(f"{path}: no such folder or file; give --data a folder of slices, an .h5 file, or the "
-             "word phantom.")
+        fail(f"{path}: no such folder or file; give a folder of slices, an .h5 or the word phantom")
     else:
-        read = read_folder if os.path.isdir(path) else read_h5
-        images, names = read(path, size, sets)
+        images, names = (read_folder if os.path.isdir(path) else read_h5)(path, size, sets)
         for which in [s for s in sets if s in ("input", "target")] or ["evaluation_input"]:
             if not images[which]:
-                fail(f"{path}: no readable image for {which}; "
-                     f"wants {expected_layout(path, which)}")
+                fail(f"{path}: no readable image for {which}; wants {expected_layout(path, which)}")
         slices = gather(images, names, size)
     describe(printable(path), slices, sets)
     return slices
@@ -233,8 +222,7 @@ def phantom_slices(size, subjects=40, slices=6, seed=0):
 
 def gather(images, names, size):
     """{set: images}, {set: names} -> Slices, empty where a set was not read."""
-    nothing = np.zeros((0, size, size), np.uint8)
-    arrays = (np.stack(images[s]) if images.get(s) else nothing for s in SETS)
+    arrays = (np.array(images.get(s, []), np.uint8).reshape(-1, size, size) for s in SETS)
     return Slices(*arrays, {s: names.get(s, []) for s in SETS})
 
 
@@ -254,9 +242,8 @@ def expected_layout(path, which):
     if which == "evaluation_input":
         layouts = "evaluation/NAME_input.png and NAME_target.png, or testA/ and testB/"
         hint = "; a plain folder of pictures: translate.py"
-    there = [f"no {which}"]
-    if os.path.isdir(path):
-        there = [printable(inside.name) for inside in list_folder(path)]
+    inside = list_folder(path) if os.path.isdir(path) else [Path(f"no {which}")]
+    there = [printable(path.name) for path in inside]
     more = f" and {len(there) - 6} more" if len(there) > 6 else ""
     return (f"{layouts}, inside; found: {', '.join(there[:6]) or 'nothing'}{more} "
             f"(files end in {', '.join(ENDINGS)}{hint})")
@@ -278,24 +265,20 @@ def find_images(root):
     inside, odd = {path.name for path in list_folder(root) if os.path.isdir(path)}, []
     cyclegan = bool({"trainA", "testA"} & inside)
     if cyclegan:
-        one, other, inputs, targets = (images_in(root / name)
-                                       for name in ("trainA", "trainB", "testA", "testB"))
+        one, other, inputs, targets = (images_in(root / name) for name in SET_FOLDERS[3:])
     else:
-        one, other, judged = (images_in(root / name) for name in ("input", "target", "evaluation"))
+        one, other, judged = (images_in(root / name) for name in SET_FOLDERS[:3])
         inputs, targets = ({name.removesuffix(end): path for name, path in judged.items()
                             if name.endswith(end)} for end in ("_input", "_target"))
-        odd = [path.name for name, path in judged.items()
-               if not name.endswith(("_input", "_target"))]
+        odd = [p.name for name, p in judged.items() if not name.endswith(("_input", "_target"))]
     if targets and not inputs.keys() & targets.keys():
         if not cyclegan:
             fail(f"{root}/evaluation: no NAME_input has its NAME_target; complete the pairs, or "
                  "remove every _target to evaluate without scores.")
-        # CycleGAN's own sets are like this.
         print(f"{root}: testA and testB share no name, so there are no pairs", file=sys.stderr)
-        targets = {}
+        targets = {}  # CycleGAN's own sets are like this
     both = inputs.keys() & targets.keys() or inputs.keys()
-    for half in (inputs, targets):
-        odd += [path.name for name, path in half.items() if name not in both]
+    odd += [half[name].name for half in (inputs, targets) for name in half if name not in both]
     if odd:
         print(f"{root}: {len(odd)} files for evaluation have no partner and are left out, "
               f"{odd[0]!r} first", file=sys.stderr)
@@ -314,10 +297,9 @@ def read_folder(root, size, sets):
     for done, (name, paths) in enumerate(entries, 1):
         progress(done, len(entries), "reading")
         try:
-            for which, picture in [(s, to_square(read_grey(path), size))
-                                   for s, path in paths.items()]:
-                images[which].append(picture)
-                names[which].append(name)
+            for s, grey in [(s, to_square(read_grey(path), size)) for s, path in paths.items()]:
+                images[s].append(grey)
+                names[s].append(name)
         except ValueError as error:
             bad.append(error)
     say_skipped(bad, len(entries), "slices or pairs")
@@ -335,8 +317,7 @@ def read_h5(path, size, sets):
                                      "another key or file")
                 if v.nbytes > 1032 * os.path.getsize(path):  # the most that gzip can save
                     raise ValueError(f"{key} claims {v.nbytes} bytes, more than this file can hold")
-            images = {s: [to_square(to_grey_levels(image, s), size) for image in file[s]]
-                      for s in sets}
+            images = {s: [to_square(to_grey_levels(v, s), size) for v in file[s]] for s in sets}
             names = {s: list(file[f"{s}_names"].asstr("utf-8")[:]) for s in sets}
     except Exception as error:  # h5py raises some ten kinds
         fail(f"{path}: is not an .h5 of slices as the top of data.py describes it ({error}); "
@@ -351,8 +332,7 @@ def write_h5(path, slices):
     """Packs a data set into one .h5, in memory first: a full disk makes HDF5 itself crash."""
     packed = io.BytesIO()
     with h5py.File(packed, "w") as file:
-        for s in SETS:
-            images = getattr(slices, s)
+        for s, images in zip(SETS, slices):
             file.create_dataset(s, data=images, compression="gzip", chunks=(1, *images.shape[1:]),
                                 maxshape=(None, *images.shape[1:]))  # for a set without images
             file.create_dataset(f"{s}_names", data=slices.names[s], dtype=h5py.string_dtype())
@@ -364,11 +344,9 @@ def describe(data, slices, sets):
     three: the piles would hold pairs, or the evaluation would have been trained on."""
     print(f"{data}: slices of {slices.input.shape[1]}x{slices.input.shape[2]}, 8-bit grey levels")
     people = {s: {patient(name) for name in slices.names[s]} for s in SETS}
-    for s, images in [(s, getattr(slices, s)) for s in sets]:
-        line = f"  {s:<18}{len(images):>6} slices of {len(people[s]):>4} patients"
-        if len(images):
-            line += f", range {images.min()}..{images.max()}, mean {images.mean():.1f}"
-        print(line)
+    for s, v in [(s, getattr(slices, s)) for s in sets]:
+        levels = f", range {v.min()}..{v.max()}, mean {v.mean():.1f}" if v.size else ""
+        print(f"  {s:<18}{len(v):>6} slices of {len(people[s]):>4} patients{levels}")
     for one, other in ((SETS[0], SETS[1]), (SETS[0], SETS[2]), (SETS[1], SETS[2])):
         if both := sorted(people[one] & people[other]):
             print(f"warning: {len(both)} patients stand in both {one} and {other}, "

@@ -700,3 +700,216 @@ def test_six_indices_are_spread_from_the_first_to_the_last():
     assert data.six_indices(6).tolist() == [0, 1, 2, 3, 4, 5]
     assert data.six_indices(101).tolist() == [0, 20, 40, 60, 80, 100]
     assert data.six_indices(1).tolist() == [0] * 6
+
+
+# ---------------------------------------------------------------- folders as they come
+
+@contextlib.contextmanager
+def quiet_folder():
+    """A new folder; what is said inside goes nowhere."""
+    with (tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()),
+          contextlib.redirect_stdout(io.StringIO())):
+        yield Path(folder)
+
+
+# whatever splits words or lines elsewhere, steers a terminal, or is no text
+STRANGE = ["IXI\u202f1", "IXI\u30001", "IXI\u20281", "IXI\x1b[31m1", "IXI\n1", "IXI\t1", "IXI\x851",
+           "IXI 1", "IXI\u200b1", "IXI$1$", "\u202eIXI", os.fsdecode(b"IXI\xe9")]
+
+
+def strange_folder(root):
+    """The authors' layout, every name strange -> those that this file system can hold."""
+    held = []
+    for name in STRANGE:
+        try:
+            write(root / "input" / f"{name}_1.png", RAMP + np.uint8(len(held)))
+        except (OSError, ValueError):
+            continue
+        held.append(name)
+        write(root / "target" / f"{name}t_1.png")
+        write(root / "evaluation" / f"{name}v_1_input.png")
+        write(root / "evaluation" / f"{name}v_1_target.png")
+    return held
+
+
+def test_slices_with_strange_names_are_read():
+    with quiet_folder() as root:
+        held = strange_folder(root)
+        assert len(held) >= 8
+        slices = data.load(root, 64)
+        assert sorted(slices.names["input"]) == sorted(f"{name}_1" for name in held)
+        assert sorted(slices.names["evaluation_target"]) == sorted(f"{name}v_1" for name in held)
+        assert [len(images) for images in slices[:4]] == [len(held)] * 4
+        for name, image in zip(slices.names["input"], slices.input):
+            assert np.array_equal(image, RAMP + held.index(name.removesuffix("_1")))
+
+
+def test_strange_names_are_printed_escaped():
+    """Of what cannot be read, of a patient in two sets, of the folder; and each on one line."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in STRANGE:
+            root = Path(folder, name)
+            try:
+                write(root / "input" / f"{name}_1.png")
+            except (OSError, ValueError):
+                continue
+            write(root / "target" / f"{name}_2.png")
+            (root / "input" / f"{name}_3.png").write_text("no picture")
+            (root / "input" / f"{name}_4.npy").symlink_to("nothing")
+            np.save(root / "input" / f"{name}_5.npy", np.zeros((1, 64)))
+            said = io.TextIOWrapper(io.BytesIO(), "utf-8")  # strict
+            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+                slices = data.load(root, 64)
+            assert slices.names["input"] == [f"{name}_1"]
+            said.flush()
+            text = said.buffer.getvalue().decode("utf-8")
+            assert all(line.isprintable() for line in text.split("\n")), text
+            shown = data.printable(name)
+            assert shown.isprintable() and f"{shown}: slices of 64x64" in text
+            assert text.count(f"skipped {folder}/{shown}/input/{shown}_") == 3
+            assert f"both input and target, {shown} among them" in text
+
+
+def test_the_program_prints_strange_names_where_only_ascii_can_be_printed(tmp_path):
+    held = strange_folder(tmp_path / "folder")
+    (tmp_path / "folder" / "input" / f"{held[-1]}_9.png").write_text("no picture")
+    (tmp_path / "folder" / "input" / f"{held[-1]}_9.bmp").write_text("of no layout")
+    ran = subprocess.run([sys.executable, Path(data.__file__).resolve(), "folder", "--size", "16"],
+                         capture_output=True, cwd=tmp_path,
+                         env=os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"})
+    assert ran.returncode == 0, ran.stderr
+    assert all(line.decode("ascii").isprintable()
+               for line in (ran.stdout + ran.stderr).split(b"\n"))
+    assert f"{len(held)} slices of" in ran.stdout.decode()
+
+
+@contextlib.contextmanager
+def locked(*folders):
+    """As if these folders were another user's, of mode 700; also for root."""
+    folders = [str(folder) for folder in folders]
+
+    def refusing(real):
+        def look(place=".", *rest):
+            if str(place) in folders:
+                raise PermissionError(errno.EACCES, "Permission denied", str(place))
+            return real(place, *rest)
+        return look
+    with (replaced.object(os, "listdir", refusing(os.listdir)),
+          replaced.object(os, "scandir", refusing(os.scandir)),
+          replaced.object(Path, "iterdir", refusing(Path.iterdir))):
+        yield
+
+
+def said_by(call, *arguments):
+    """The one error at the end of what a call that must end with exit code 2 says."""
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        try:
+            call(*arguments)
+        except SystemExit as stop:
+            assert stop.code == 2
+        else:
+            raise AssertionError("it went on")
+    assert "Traceback" not in said.getvalue()
+    *before, last = said.getvalue().splitlines()
+    assert last.startswith("error: ") and not any(line.startswith("error: ") for line in before)
+    return last
+
+
+def test_a_folder_that_may_not_be_read_ends_in_one_sentence():
+    for layout in ("authors", "cyclegan"):
+        with quiet_folder() as root:
+            authors_folder(root)
+            places = ("input", "target", "evaluation")
+            if layout == "cyclegan":
+                for old, new in zip(places, ("trainA", "trainB", "testA")):
+                    (root / old).rename(root / new)
+                places = ("trainA", "trainB", "testA")
+            for place in (".", *places):
+                with locked(root / place):
+                    error = said_by(data.load, root, 64)
+                    assert f"error: {root / place}: cannot be read (Permission denied)" in error
+            with locked(root / places[2]):  # and where nothing but the evaluation is read
+                assert "cannot be read (Permission denied)" in said_by(data.load, root, 64,
+                                                                       data.SETS[2:])
+            data.load(root, 64)
+
+
+def test_folders_beside_the_layout_may_be_locked():
+    with quiet_folder() as root:
+        authors_folder(root)
+        (root / "metrics").mkdir()
+        with locked(root / "metrics"):
+            assert [len(images) for images in data.load(root, 64)[:4]] == [3, 3, 3, 3]
+
+
+def test_a_file_where_a_folder_is_expected_ends_in_one_sentence():
+    for place in ("input", "target"):
+        with quiet_folder() as root:
+            for path in (authors_folder(root) / place).iterdir():
+                path.unlink()
+            (root / place).rmdir()
+            (root / place).write_text("no folder")
+            error = said_by(data.load, root, 64)
+            assert f"no readable image for {place}; wants input/ and target/" in error
+            assert "found: evaluation, input, target" in error
+    with quiet_folder() as root:
+        authors_folder(root)
+        for name in ("trainA", "testA"):
+            (root / name).write_text("no folder")  # makes no CycleGAN's layout of it
+        assert [len(images) for images in data.load(root, 64)[:4]] == [3, 3, 3, 3]
+
+
+def test_hidden_files_are_passed_over_without_a_word():
+    with quiet_folder() as root:
+        authors_folder(root)
+        for place in ("input", "target", "evaluation"):
+            (root / place / ".DS_Store").write_text("left by another system")
+            (root / place / "._A0_000_t1.png").write_text("left by another system")
+            write(root / place / ".A7_000_t1.png")
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            slices = data.load(root, 64)
+        assert [len(images) for images in slices[:4]] == [3, 3, 3, 3] and not said.getvalue()
+    with quiet_folder() as root:
+        (root / ".cache").mkdir()
+        assert "found: nothing" in said_by(data.load, root, 64)
+
+
+def test_slices_come_in_the_order_of_their_names_whatever_the_order_on_disk():
+    with quiet_folder() as root:
+        authors_folder(root, 5)
+        listdir, iterdir, scandir = os.listdir, Path.iterdir, os.scandir
+        found = []
+        for shuffle in (lambda paths: sorted(paths, key=str), reversed,
+                        lambda paths: paths[::2] + paths[1::2]):
+            def shuffled(real):
+                return lambda *place: iter(list(shuffle(sorted(real(*place), key=str))))
+            with (replaced.object(os, "listdir", lambda *p: list(shuffled(listdir)(*p))),
+                  replaced.object(Path, "iterdir", shuffled(iterdir))):
+                found.append(data.load(root, 64))
+        assert (listdir, iterdir, scandir) == (os.listdir, Path.iterdir, os.scandir)
+    assert found[0].names["input"] == [f"A{k}_000_t1" for k in range(5)]
+    for slices in found:
+        assert slices.names == found[0].names
+        assert all(np.array_equal(u, v) for u, v in zip(slices[:4], found[0][:4]))
+        assert [image[0, 0] for image in slices.input] == [0, 1, 2, 3, 4]
+
+
+def test_a_folder_in_which_the_authors_code_has_run_is_read_as_before():
+    with quiet_folder() as root:
+        before = data.load(authors_folder(root), 64)
+        for name in ("plots", "metrics", "generator_loss", "critic_loss", "generator_weights"):
+            write(root / name / "A9_000_t1.png")
+            write(root / name / "C0_000_input.png")
+            (root / name / "0.csv").write_text("1,2")
+            (root / name / "deeper").mkdir()
+        (root / "config.json").write_text("{}")
+        with (contextlib.redirect_stdout(io.StringIO()) as out,
+              contextlib.redirect_stderr(io.StringIO()) as error):
+            after = data.load(root, 64)
+        assert after.names == before.names and not error.getvalue()
+        assert all(np.array_equal(u, v) for u, v in zip(before[:4], after[:4]))
+        assert out.getvalue().count("3 slices of    3 patients") == 4
+        entries = data.find_images(root)
+        assert len(entries) == 9 and {path.parent.name for _, paths in entries
+                                      for path in paths.values()} == {"input", "target",
+                                                                      "evaluation"}

@@ -124,6 +124,13 @@ def real_files():
                 kind = Image.registered_extensions()[ending]
                 Image.fromarray(RAMP).convert(mode).save(file, kind, **options)
                 files.append((ending, file.getvalue()))
+    for values in (RAMP, 99 * RAMP.astype(np.uint16), RAMP.astype(np.int32), RAMP / np.float32(9)):
+        for options in ({}, {"compression": "tiff_lzw"}):
+            for tags in ({274: 6}, {262: 0}):  # turned; white is 0
+                if 262 not in tags or values.dtype != np.int32:
+                    file = io.BytesIO()
+                    Image.fromarray(values).save(file, "TIFF", tiffinfo=tags, **options)
+                    files.append((".tif", file.getvalue()))
     for values in (RAMP, RAMP.astype(np.float32), np.asfortranarray(RAMP.astype(">i2"))):
         file = io.BytesIO()
         np.save(file, values)

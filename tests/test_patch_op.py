@@ -1,5 +1,6 @@
 """Eq. 4 and Sec. 3.2: the patch operator against a naive loop, TensorFlow's own crops, a case
 worked by hand, and what it must not change; patch settings phi that reach every end."""
+import tempfile
 from pathlib import Path
 from unittest import mock
 
@@ -11,6 +12,8 @@ from PIL import Image
 
 import patch_op
 from oracles import agree, naive_patch, noise, phi_of
+from phantoms import phantoms
+from toys import refused
 
 EQ4 = "Eq. 4: P(x) = R(x[j1 : j1 + rho d, j2 : j2 + rho d]), R bicubic (Keys, a = -0.5)"
 
@@ -161,3 +164,33 @@ def test_the_drawing_shows_the_squares_that_were_cut(monkeypatch, tmp_path):
         assert np.array_equal(shown, x[top:top + size, left:left + size])
         expected = patch_op.patch(torch.from_numpy(x)[None, None], phi_of((size, top, left)))
         agree(zoomed.images[0].get_array().data, expected[0, 0], f"{EQ4}, as drawn", 1e-4)
+
+
+def drawn_by_main(*words):
+    """The whole images that `python patch_op.py` draws, one a row."""
+    figures = []
+    with (mock.patch("sys.argv", ["patch_op.py", *words]),
+          mock.patch("run.replace_file", lambda path, write: figures.append((path, write)))):
+        patch_op.main()
+    (path, write), = figures
+    assert path == "patch_op.png"
+    with mock.patch.object(Figure, "savefig", lambda figure, *_, **__: figures.append(figure)):
+        write(path)
+    rows = np.array(figures[1].axes).reshape(3, 3)
+    return [np.asarray(row[0].images[0].get_array()) for row in rows]
+
+
+def test_without_a_picture_the_drawing_shows_a_phantom_and_with_one_that():
+    expected = phantoms(1, 256)[0][0]
+    assert all(np.array_equal(image, expected) for image in drawn_by_main())
+    with tempfile.TemporaryDirectory() as folder:
+        wide = np.random.default_rng(0).integers(0, 256, (128, 256)).astype(np.uint8)
+        Image.fromarray(wide).save(f"{folder}/a.png")
+        for image in drawn_by_main(f"{folder}/a.png"):
+            assert np.array_equal(image[64:192], wide)
+            assert (image[:64] == wide.min()).all() and (image[192:] == wide.min()).all()
+
+
+def test_a_picture_that_cannot_be_read_ends_in_one_sentence():
+    with mock.patch("sys.argv", ["patch_op.py", "none.png"]):
+        assert "none.png: cannot be read as an image (no file)" in refused(patch_op.main)

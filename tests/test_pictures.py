@@ -226,7 +226,7 @@ def test_a_tiff_that_does_not_say_what_0_means_is_refused():
     with place("a.tif") as path:
         for dtype in ("u1", "u2"):
             write_tiff(path, numbers(dtype), t262=None)
-            assert "without meaning of 0" in refusal(path)
+            assert "without tag 262" in refusal(path)
 
 
 # ---------------------------------------------------------------- kinds of number
@@ -274,14 +274,14 @@ def test_8_bit_numbers_with_signs_are_refused():
     with place("a.tif") as path:
         for packed, big in itertools.product((False, True), repeat=2):
             write_tiff(path, numbers("i1"), packed=packed, big=big)
-            assert "8-bit numbers with signs" in refusal(path)
+            assert "signed bytes" in refusal(path)
 
 
 def test_packed_big_endian_numbers_whose_bytes_pillow_swaps_twice_are_refused():
     with place("a.tif") as path:
         for dtype in ("i2", "i4", "f4"):
             write_tiff(path, numbers(dtype), packed=True, big=True)
-            assert "big-endian and compressed" in refusal(path)
+            assert "packed big-endian" in refusal(path)
         for dtype in ("u1", "u2"):  # these it reads right
             write_tiff(path, numbers(dtype), packed=True, big=True)
             equal(path, scaled(numbers(dtype)), dtype)
