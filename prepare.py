@@ -35,9 +35,8 @@ from run import bounded, fail, lock, memory_may_run_out, progress, replace_file,
 
 PARTS = ("input", "target", "evaluation")
 ACQUISITION = "CORPD_FBK"  # coronal proton density without fat suppression, as in Sec. 4.1
-# Becomes white. Sec. 4.2 has 100; but a few voxels of fat then press a brain into the lower greys.
-WHITE = 99.9
-HEAD = 90  # mm that a series must cover, about; then slices count
+WHITE = 99.9  # percentile; with Sec. 4.2's 100 a few voxels of fat press a brain into lower greys
+HEAD = 90  # mm that a CT series must cover, about; then slices count
 AIR = -1024  # Hounsfield units; below lies only padding outside the scanner's circle
 UNFIT = re.compile(r"(?:[^\w.-]|_)+")  # in names: blanks, and underscores, which end a patient's
 NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
@@ -49,11 +48,12 @@ PLAIN = re.compile(r"(plain|\bpre(?=\b|contrast)|\bnon?(?=\W{0,3}(con(trast|\b)|
 CONTRAST = re.compile(r"contrast|enhanc|inject|post(?!erior|.?fossa|.?op|.?trauma)|angio|cect|perf"
     r"|veno|arter|delay|bolus|\d ?cc\b|\b(ct[apv]|c|ce|km|mdc|iv|oral|with|mit|con|avec)\b"
     r"|\bw *(and|[&/+]|$)|[d&/+] *w\b")
+# Only in CQ500's "CT C" C says contrast; elsewhere it follows A and B, as IV follows III.
+LABEL = re.compile(r"(?i)^iv$|(?<!CT )\bc\b(?![-+])")
 SHARP = re.compile(r"bone|hi(gh)?.?res|hrct|sharp|lung|edge|\bh[67]\d|\bfc[38]\d")
 
 
 # ---------------------------------------------------------------- who goes where, slices, greys
-
 def core(n):
     """The core 60 % (Sec. 4.1) of n slices. Of 130: 26..103, as in the authors' sample."""
     return range(n // 5, n - n // 5)
@@ -76,8 +76,7 @@ def split(patients, args):
 
 
 def grey_limits(stack, kind, args):
-    """[n,h,w] -> what becomes 0 and 255: the window of CT, or the range of an MRI's core slices;
-    None: every slice has its own, as in the authors' sample."""
+    """-> 0 and 255: CT's window, or the range of an MRI's core slices; None: every slice's own."""
     if kind == "ct":
         return [args.centre - args.width / 2, args.centre + args.width / 2]
     if args.normalise == "volume":  # strides spare a copy
@@ -85,8 +84,7 @@ def grey_limits(stack, kind, args):
 
 
 def fit_square(picture, spacing, size, limits):
-    """float32 [h,w], mm between rows and columns -> uint8 [size,size] of square pixels, its limits,
-    and whether it was of a single grey before it was padded with black, which air need not be.
+    """float32 [h,w], mm between pixels -> uint8 [size,size], its limits, is it of a single grey.
     Pillow's bicubic averages when it shrinks: from 320 to 256 it errs half as much as a box."""
     def to_grey(values, low, high):
         return np.clip((values - low) / max(high - low, 1e-12) * 255, 0, 255)
@@ -97,9 +95,8 @@ def fit_square(picture, spacing, size, limits):
     # a slice's own limits are those of its shrunk pixels, less bicubic's overshoot
     own = [float(max(small.min(), picture.min())), float(min(small.max(), picture.max()))]
     grey = np.rint(to_grey(small, *([0, 255] if limits else own))).astype(np.uint8)
-    top, left = (size - h) // 2, (size - w) // 2
-    square = np.pad(grey, ((top, size - h - top), (left, size - w - left)))
-    return square, limits or own, not np.ptp(grey)
+    margins = [((size - n) // 2, (size - n + 1) // 2) for n in (h, w)]
+    return np.pad(grey, margins), limits or own, not np.ptp(grey)  # air need not be black
 
 
 # ---------------------------------------------------------------- readers
@@ -141,9 +138,8 @@ def read_nifti(path):
     """-> all slices, upright, and their affine. NaN and infinities become the smallest value."""
     import nibabel
     with reading(path):
-        if path.suffix.lower() == ".gz":  # to the checksum at its end, which nibabel never reads
-            with gzip.open(path) as stream:
-                stream.seek(0, 2)
+        with (gzip.open if path.suffix.lower() == ".gz" else open)(path) as stream:
+            stream.seek(0, 2)  # to the checksum at its end, which nibabel never reads
         image = nibabel.load(path)
         if fault := nifti_fault(image):
             raise ValueError(fault)
@@ -190,9 +186,8 @@ def reconstruct(kspace, side=320):
     """Complex k-space [h,w], zero frequency in the middle -> magnitude [side,side] or less. It is
     oversampled, with twice the image's rows; the crop comes before the magnitude."""
     image = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(kspace), norm="ortho"))
-    h, w = (min(side, n) for n in image.shape)
-    top, left = (image.shape[0] - h) // 2, (image.shape[1] - w) // 2
-    return np.abs(image[top:top + h, left:left + w])
+    rows, columns = (slice((n - min(side, n)) // 2, (n + min(side, n)) // 2) for n in image.shape)
+    return np.abs(image[rows, columns])
 
 
 def knee(path, accelerated):
@@ -225,9 +220,8 @@ def ct(paths):
     for read in series + volumes:
         try:
             stack, affine, numbers, notes = read()
-            if not np.any((stack >= AIR) & (stack < -500)):  # below lies padding
-                source = notes.get("series") or notes["file"]
-                raise ValueError(f"{source}: nothing below -500; not in HU, or without air")
+            if not np.any((stack >= AIR) & (stack < -500)):  # below AIR lies padding
+                raise ValueError(f"nothing below -500; not in HU, or no air: {[*notes.values()][0]}")
             return np.maximum(stack, AIR, out=stack), affine, numbers, notes | {"found": remarks}
         except ValueError as error:
             remarks.append(str(error))
@@ -235,9 +229,8 @@ def ct(paths):
 
 
 def plain_niftis(paths):
-    """NIfTI files -> (readers of plain ones, the best first; a line on each). dcm2niix names them
-    as series are called; the largest file has most slices."""
-    names = {path: unlabelled(NIFTI.sub("", path.name)).lower() for path in paths}
+    """As plain_series(), of NIfTI files: dcm2niix names them so; the largest has most slices."""
+    names = {p: LABEL.sub("", NIFTI.sub("", p.name).replace("_", " ")).lower() for p in paths}
     fit = [path for path in paths if not CONTRAST.search(PLAIN.sub(" ", names[path]))]
     fit.sort(key=lambda path: (bool(SHARP.search(names[path])), -path.stat().st_size))
     remarks = [f"{path.name}: {'plain' if path in fit else 'contrast agent'}" for path in paths]
@@ -246,10 +239,9 @@ def plain_niftis(paths):
 
 def read_series(title, headers):
     """headers: of one slice after the other, from bottom to top."""
-    affine, numbers = np.eye(4), core(len(headers))
-    with reading(Path(headers[0].filename)):  # DICOM counts to the patient's left and back
-        lengths = [1, *map(float, headers[0].PixelSpacing)]
-        affine[:3, :3] = directions(headers[0]).T * lengths * [[-1], [-1], [1]]
+    affine, numbers, first = np.eye(4), core(len(headers)), headers[0]
+    with reading(Path(first.filename)):  # DICOM counts to the patient's left and back
+        affine[:3, :3] = directions(first).T * [1, *first.PixelSpacing] * [[-1], [-1], [1]]
     stack = np.stack([hounsfield(Path(headers[k].filename)) for k in numbers])
     return *upright(stack, affine), numbers, {"series": title, "slices_acquired": len(headers)}
 
@@ -274,11 +266,6 @@ def directions(header):
     return np.stack([up * np.sign(up[2]), six[3:], six[:3]])
 
 
-def unlabelled(name):
-    """CQ500 has series and folders "CT C"; elsewhere C is the third of A, B, C, IV of Roman ones."""
-    return re.sub(r"(?i)^iv$|(?<!CT )\bc\b(?![-+])", "", name.replace("_", " ")).strip()
-
-
 def grouped(paths):
     """DICOM files -> (headers, a list for each series, why files cannot be read)."""
     import pydicom
@@ -287,7 +274,8 @@ def grouped(paths):
         try:
             with reading(path):
                 header = pydicom.dcmread(path, stop_before_pixels=True)
-                said = header.get("SeriesDescription") or unlabelled(path.parent.name)
+                folder = LABEL.sub("", path.parent.name.replace("_", " ")).strip()
+                said = header.get("SeriesDescription") or folder
                 header.title = f"{header.get('SeriesNumber') or 0} {said}"
                 axes, corner = directions(header), header.get("ImagePositionPatient")
                 header.height = corner and round(float(axes[0] @ np.array(corner, float)), 2)
@@ -300,8 +288,7 @@ def grouped(paths):
 
 
 def acquisitions(headers):
-    """Takes a series apart whose acquisitions interleave, such as a plain and an enhanced one.
-    Acquisitions that stand on one another are one scan, made step by step."""
+    """Takes apart acquisitions that interleave, as plain and enhanced; stacked ones are one scan."""
     order = sorted((header.height or 0, header.acquisition) for header in headers)
     numbers = sorted({number for _, number in order})
     if sum(one[1] != other[1] for one, other in zip(order, order[1:])) < len(numbers):
@@ -322,9 +309,8 @@ def plain_series(paths):
         title = f"{first.title}, {len(headers)} files in {Path(first.filename).parent.name}: "
         if not reason:
             slices = {header.height: header for header in reversed(headers)}  # of twins the first
-            twins = len(headers) - len(slices)
+            heights, twins = sorted(slices), len(headers) - len(slices)
             title += f"{twins} left out at heights of others, " * (twins > 0)
-            heights = sorted(slices)
             covered = np.median(np.diff(heights)) * len(heights)
             reason = gap(heights) or "whole"
             derived = "DERIVED" in str(first.get("ImageType")).upper()
@@ -342,11 +328,10 @@ def plain_series(paths):
 def gap(heights):
     """Sorted, in mm -> where slices are missing, or None. Distances may change within a scan."""
     steps = np.diff(heights)
-    for i, step in enumerate(steps):
+    for i, (step, low, high) in enumerate(zip(steps, heights, heights[1:])):
         usual = np.median(steps[max(0, i - 2):i + 3])
         if step > 1.7 * usual:
-            n = round(step / usual) - 1
-            return f"gap of {n} slices from {heights[i]:g} to {heights[i + 1]:g} mm"
+            return f"gap of {step / usual - 1:.0f} slices from {low:g} to {high:g} mm"
 
 
 def why_not(headers):
@@ -356,8 +341,8 @@ def why_not(headers):
     left, denied = PLAIN.subn(" ", first.title.lower().replace("_", " "))  # "pre and post" is both
     agent = str(first.get("ContrastBolusAgent") or "no").strip().lower() not in ("none", "no", "n")
     pixels = f"{first.get('Modality')} {first.get('PhotometricInterpretation')}"
+    files = len({header.get("SOPInstanceUID") for header in headers})
     heights = len({header.height for header in headers})
-    files = len({header.get("SOPInstanceUID") for header in headers})  # copies count once
     reasons = {f"pixels are {pixels}": pixels != "CT MONOCHROME2",
                "no place, pixel spacing or Hounsfield units": None in map(first.get, tags),
                "localiser": "LOCALIZER" in str(first.get("ImageType")).upper(),
@@ -386,8 +371,7 @@ def keep_apart(taken, name, path):
 
 
 def by_subject(folders, contrast=None):
-    """-> {subject: file}. IXI012-HH-1211-T1.nii.gz wins over IXI012-HH-1211-T1-mask.nii.gz. BIDS's
-    sub-00_ses-1 keeps its underscore: the patient is sub-00."""
+    """-> {subject: file}. S1-T1.nii.gz wins over S1-T1-mask.nii.gz; BIDS: sub-00_ses-1 is sub-00."""
     form = rf"(.+?)[-_]{contrast}w?([-_.].*)?\.nii(\.gz)?" if contrast else r"(.+)()\.h5"
     wanted = f"file named like IXI012-HH-1211-{contrast}.nii.gz" if contrast else ".h5 file"
     form, files, spellings, names = re.compile(form, re.IGNORECASE), {}, {}, {}
@@ -405,7 +389,7 @@ def by_subject(folders, contrast=None):
 def ixi(args):
     t1, t2 = by_subject([args.t1], "T1"), by_subject([args.t2], "T2")
     both = sorted(t1.keys() & t2.keys())
-    print(f"{len(both)} T1 have their T2, {len(t1.keys() ^ t2.keys())} volumes without are left out")
+    print(f"{len(both)} T1 have their T2, {len(t1.keys() ^ t2.keys())} files without are left out")
     volumes = {stem: {"input": ("t1", partial(brain, t1[stem], t2[stem])),
                       "target": ("t2", partial(brain, t2[stem]))} for stem in both}
     return split({patient(stem) for stem in both}, args), volumes, {}
@@ -432,21 +416,20 @@ def fastmri(args):
 
 
 def keep_people_apart(scans, sources):
-    """Refuses two CT patients who are one by PatientID. An ID that most share, such as REMOVED,
-    says nothing, unless their examination is the same, too."""
+    """Refuses CT patients who are one by PatientID. An ID that most share, such as REMOVED, says
+    nothing, nor does ANONYMOUS, unless the examination is the same, too."""
     from pydicom import dcmread
     owners, tags = {}, ["PatientID", "StudyInstanceUID"]
     for name, path in [(name, path) for name, paths in scans.items() for path in paths[:9]]:
         with contextlib.suppress(Exception):  # what is wrong with it is said when its turn comes
             header = dcmread(path, specific_tags=tags, stop_before_pixels=True)
-            person = str(header.PatientID).strip()
-            if person.strip("0") and not re.search("anon|unknown", person.lower()):
-                for study in ("", str(header.get("StudyInstanceUID") or name)):
-                    owners.setdefault((person, study), {})[name] = sources[name]
+            for study in ("", header.get("StudyInstanceUID") or name):
+                theirs = owners.setdefault((str(header.PatientID).strip(), study), {})
+                theirs[name] = str(sources[name])
     for (person, study), theirs in owners.items():
-        if len(theirs) > 1 and (study or 2 * len(theirs) <= len(scans)):
-            fail(f"{' and '.join(map(str, theirs.values()))} are one person by PatientID ({person}); "
-                 "put them in one folder")
+        said = 2 * len(theirs) <= len(scans) and not re.match("(?i)0*$|.*(anon|unknown)", person)
+        if len(theirs) > 1 and (said or study):
+            fail(f"{' and '.join(theirs.values())} share PatientID {person}; put them in one folder")
 
 
 def mri2ct(args):
@@ -461,16 +444,14 @@ def mri2ct(args):
     for folder, path in listed(args.ct, fits, "DICOM or NIfTI file"):
         first, *inside = path.relative_to(folder).parts
         used.add(Path(folder, first))
-        own = inside or NIFTI.search(first)
-        source = Path(folder, first) if own else Path(folder).resolve()
-        name = UNFIT.sub("-", source.name if inside else NIFTI.sub("", source.name))
+        source = Path(folder, first) if inside or NIFTI.search(first) else Path(folder).resolve()
+        name = UNFIT.sub("-", NIFTI.sub("", source.name))
         keep_apart(sources, name, source)
         scans.setdefault(name, []).append(path)
     keep_people_apart(scans, sources)
     entries = {entry for folder in args.ct for entry in Path(folder).glob("[!.]*")}
     if unused := sorted(map(str, entries - used)):
-        print(f"left out: {len(unused)} entries of --ct without a NIfTI file and without a DICOM "
-              f"file with its preamble: {', '.join(unused[:10])}", file=sys.stderr)
+        print("without NIfTI, or DICOM with its preamble, are", *unused, file=sys.stderr)
     flat = sum(bool(NIFTI.search(sources[name].name)) for name in scans)
     mri = shuffled({patient(stem) for stem in t1}, args)[:args.patients_mri]
     target = shuffled(scans, args)
@@ -483,11 +464,9 @@ def mri2ct(args):
 
 
 # ---------------------------------------------------------------- the run
-
 def prepare_volume(part, stem, sources, args):
     """-> notes for the manifest. Slices are written aside, then renamed: none is half-written.
-    Those of a single grey, of a pair with one such half both, are left out; more than half of
-    them is a fault of the volume's: it is empty, or the two volumes of a pair lie apart."""
+    Those of a single grey, or pairs with such a half, are left out; too many are an error."""
     notes, halves, blanks = {"part": part}, {}, {}
     for domain, (kind, read) in sources.items():
         if part in (domain, "evaluation"):
@@ -517,8 +496,7 @@ def prepare_volume(part, stem, sources, args):
 def begin(parts, volumes, unopened, args):
     """-> the manifest of an earlier run that left slices, or a new one; others end the program. Who
     could not be opened then and can be now joins input or target."""
-    elsewhere = ("t1", "t2", "ct", "volumes", "out")  # differ between people
-    settings = {key: value for key, value in vars(args).items() if key not in elsewhere}
+    settings = {k: v for k, v in vars(args).items() if k not in ("t1", "t2", "ct", "volumes", "out")}
     if not any(path for part in PARTS for path in (args.out / part).glob("[!.]*")):
         return settings | {"drawn": parts, "unopened": [*unopened], "bad": unopened, "volumes": {}}
     before = {"drawn": {}, "unopened": [], "bad": {}}
@@ -545,8 +523,7 @@ def save(path, manifest):
 
 
 def prepare(manifest, volumes, args):
-    """Goes through the volumes that are not done; bad ones have another chance. The manifest is
-    saved first, at the end and now and then: a run killed in between does a few volumes again."""
+    """Goes through the volumes that are not done or noted yet; bad ones have another chance."""
     part_of = {who: part for part, people in manifest["drawn"].items() for who in people}
     done, bad = manifest["volumes"], manifest["bad"]
     todo = [stem for stem in volumes if patient(stem) in part_of and stem not in done]
@@ -554,7 +531,7 @@ def prepare(manifest, volumes, args):
     path, due = args.out / "manifest.json", 0
     try:
         for count, stem in enumerate(todo, 1):
-            if time.monotonic() >= due:  # writing it takes longer the more it holds
+            if time.monotonic() >= due:  # not for every volume: a large one takes longer
                 save(path, manifest)
                 due = time.monotonic() + 5
             progress(count, len(todo), "volume")
@@ -588,8 +565,7 @@ def report(manifest, args):
         print(f"left out {blank} slices or pairs with a single grey")
     if reached := [notes["4x"]["acceleration"] for notes in done if "4x" in notes]:
         print(f"acceleration reached, over the measured columns: {min(reached)} to {max(reached)}")
-    taken = len(manifest["split"]["target"])
-    if taken < getattr(args, "patients_ct", 0):
+    if (taken := len(manifest["split"]["target"])) < getattr(args, "patients_ct", 0):
         print(f"{taken} CT patients, not {args.patients_ct}: no others can be used")
 
 

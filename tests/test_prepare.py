@@ -757,7 +757,7 @@ def test_one_person_in_two_of_many_folders_is_refused(cli, capsys):
     for who in "abcd":
         write_series(f"ct/{who}", PatientID="7" if who in "bd" else who, StudyInstanceUID=f"1.2.{ord(who)}")
     said = refused(cli, "mri2ct --t1 t1 --ct ct --out out", capsys)
-    assert "ct/b and ct/d" in said and "(7)" in said, said
+    assert "ct/b and ct/d share PatientID 7;" in said, said
 
 
 @pytest.mark.parametrize("ids", [["ANONYMOUS"] * 3, ["REMOVED"] * 3, ["REMOVED", "REMOVED", "7"]])
@@ -786,7 +786,7 @@ def test_what_gave_nothing_in_ct_is_named(cli, capsys):
         Path(f"ct/good/{k}.txt").touch()
     cli("mri2ct --t1 t1 --ct ct/good --out other --size 64")
     said = capsys.readouterr().err
-    assert "12 entries" in said and "7.txt" in said and ".dcm" not in said, said
+    assert all(f"ct/good/{k}.txt" in said for k in range(12)) and ".dcm" not in said, said
 
 
 def test_nifti_files_lying_directly_in_ct_are_said_to_be_patients(cli, capsys):
@@ -1231,7 +1231,7 @@ MISTAKES = [(mutants.Mutant(name, "prepare.py", line, wrong, mutants.LIKELY), au
      lambda cli: test_a_plain_and_an_enhanced_acquisition_under_one_uid_are_never_mixed(cli)),
     ("slices_before_millimetres", "rank = (covered < HEAD, ", "rank = (False, ",
      lambda cli: test_a_series_that_covers_the_head_goes_before_a_slab_of_more_slices(cli)),
-    ("greys_tested_after_padding", "not np.ptp(grey)", "not np.ptp(square)",
+    ("greys_tested_after_padding", "not np.ptp(grey)", "not np.ptp(np.pad(grey, margins))",
      lambda cli: test_padding_does_not_hide_that_a_slice_is_of_a_single_grey(cli, "volume")),
     ("pairs_kept_with_an_empty_half", "blank = [any(pair)", "blank = [all(pair)",
      lambda cli: test_a_pair_with_one_half_of_a_single_grey_is_left_out_and_counted(cli, capsys=None)))]
