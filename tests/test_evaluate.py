@@ -590,7 +590,8 @@ def test_every_figure_says_below_itself_how_to_read_it(tmp_path):
         assert words in captions[name], f"{name}: does not say what is good: {captions[name]!r}"
     assert all(words in captions["uncertainty.png"]
                for words in ("oracle", "AUSE", "ECE", "Both are 0 at best"))
-    assert "colour bar" in captions["fig6_8_one.png"] and "scale" not in captions["fig6_8_three.png"]
+    assert "colour bar" in captions["fig6_8_one.png"]
+    assert "scale" not in captions["fig6_8_three.png"]
 
 
 def test_a_run_keeps_its_colour_and_marker_in_every_figure():
@@ -663,7 +664,8 @@ def touch(path, *_, **__):
 def evaluate_toys(out, slices, **methods):
     """The whole command on toys, but for the pictures: name = method -> metrics.json."""
     def load_run(name, _):
-        return toy_with_beta if methods[name] == "ugac" else toy(0.9), TINY | {"method": methods[name]}
+        G = toy_with_beta if methods[name] == "ugac" else toy(0.9)
+        return G, TINY | {"method": methods[name]}
     with replaced.multiple(evaluate, load=lambda *_: slices, load_run=load_run, save_figure=touch,
                            picture_grid=touch):
         call(*methods, "--data", "phantom", "--out", out)
@@ -794,15 +796,35 @@ def test_five_pairs_have_no_correlation_per_image_and_that_is_printed(tmp_path, 
     assert f"undefined/undefined per image, {row['pcc_pixel']:.2f}/" in capsys.readouterr().out
 
 
-def test_a_perfect_copy_and_a_single_patient_leave_valid_json(tmp_path):
+def test_a_perfect_copy_and_a_single_patient_leave_valid_json():
     slices = pairs(5)
     names = {"evaluation_input": ["p_0"] * 5, "evaluation_target": ["p_0"] * 5}
-    metrics = evaluate_toys(tmp_path, slices._replace(evaluation_target=slices.evaluation_input,
-                                                      names=names), run="uapi")
+    slices = slices._replace(evaluation_target=slices.evaluation_input, names=names)
+    with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(io.StringIO()):
+        metrics = evaluate_toys(Path(out), slices, run="uapi")
+        assert "/inf" in (Path(out) / "table1.md").read_text()
     assert metrics["copy_input"]["GN0"]["psnr"] is None
     assert metrics["copy_input"]["GN0"]["ssim"] == pytest.approx(100)
     assert metrics["copy_input"]["GN5"]["psnr_patients_sd"] == 0
-    assert "/inf" in (tmp_path / "table1.md").read_text()
+
+
+def test_a_name_means_itself_in_legends_titles_and_the_table():
+    """To matplotlib $ means mathematics and a first _ no legend; a byte can be no text at all."""
+    known, figures, name = evaluated()[0], [], "_$lam_$seed\udce9"
+    metrics = {"runs": {name: known["runs"]["one"]}, "copy_input": known["copy_input"]}
+    drawn = r"_$lam_$seed\xe9"
+    with replaced.object(evaluate, "save_figure", lambda _, figure, __: figures.append(figure)):
+        evaluate.plot_psnr("nowhere", metrics)
+        evaluate.plot_uncertainty("nowhere", metrics)
+        evaluate.plot_scatter("nowhere", metrics, {name: ([1, 2], [3, 4])})
+    legends = [[text.get_text() for text in ax.get_legend().get_texts()]
+               for figure in figures[:2] for ax in figure.axes]
+    title = figures[2].axes[0].get_title().split("\n")[0]
+    for texts, more in zip((*legends, [title]), (1, 0, 1, 0), strict=True):
+        assert len(texts) == 1 + more, f"{name!r} is missing in {texts}"
+        assert not cbook.is_math_text(texts[0]), f"{texts[0]!r} is drawn as mathematics"
+        assert texts[0].split(",")[0].replace(r"\$", "$").strip() == drawn, texts
+    assert rows_of(evaluate.table(metrics))[1][0] == drawn
 
 
 def test_runs_of_any_name_are_evaluated_and_stand_in_every_legend(tmp_path):
@@ -912,7 +934,8 @@ def test_wrong_use_ends_in_one_sentence_and_code_2(monkeypatch, tmp_path, runs):
                              f"{tmp_path / 'file'}"),
                             ([runs[0], "--data", "phantom", "--device", "toaster"],
                              "--device toaster"),
-                            ([runs[0], "--data", "phantom", "--image", tmp_path / "file"], "--image")):
+                            ([runs[0], "--data", "phantom", "--image", tmp_path / "file"],
+                             "--image")):
         error = refused(call, *words)
         assert sentence in error, f"{words}: says {error!r}, not {sentence!r}"
         assert files_in(tmp_path) == before and not list((tmp_path / "here").iterdir()), words
@@ -942,21 +965,31 @@ def tree(root):
     return {path: path.is_file() and path.read_bytes() for path in root.rglob("*")}
 
 
-def test_an_out_among_the_slices_is_refused_and_nothing_is_written(monkeypatch, tmp_path, runs):
+def test_an_out_among_the_slices_is_refused_and_nothing_is_written():
     """The next training would take our figures for slices."""
+    with tempfile.TemporaryDirectory() as root:
+        root = Path(root)
+        runs = [saved(root / "run", nets.UNet(width=1))]
+        one = data_set(root / "one", "input", "target", "evaluation")
+        other = data_set(root / "other", "trainA", "trainB", "testA", "testB")
+        (root / "link").symlink_to(one / "evaluation", target_is_directory=True)
+        outs = [(one, one / name) for name in ("input", "target", "evaluation")]
+        outs += [(other, other / name) for name in ("trainA", "trainB", "testA", "testB")]
+        outs += [(one, one / "input" / "deep" / "er"), (one, root / "link" / "new"),
+                 (one, root / "link"), (one, one / "target" / ".." / "evaluation"),
+                 (root / "link" / "..", one / "input")]
+        before = tree(root)
+        for data_folder, out in outs:
+            error = refused(call, *runs, "--data", data_folder, "--out", out)
+            assert f"--out {out}" in error and "choose another --out" in error, error
+            assert tree(root) == before, f"--out {out} was refused, but something was written"
+
+
+def test_an_out_beside_the_slices_is_accepted_and_the_default_among_them_is_not(
+        monkeypatch, tmp_path, runs):
     one = data_set(tmp_path / "one", "input", "target", "evaluation")
     other = data_set(tmp_path / "other", "trainA", "trainB", "testA", "testB")
-    (tmp_path / "link").symlink_to(one / "evaluation", target_is_directory=True)
-    outs = [(one, one / name) for name in ("input", "target", "evaluation")]
-    outs += [(other, other / name) for name in ("trainA", "trainB", "testA", "testB")]
-    outs += [(one, one / "input" / "deep" / "er"), (one, tmp_path / "link" / "new"),
-             (one, tmp_path / "link"), (one, one / "target" / ".." / "evaluation"),
-             (tmp_path / "link" / "..", one / "input")]
     before = tree(tmp_path)
-    for data_folder, out in outs:
-        error = refused(call, runs[0], "--data", data_folder, "--out", out)
-        assert f"--out {out}" in error and "choose another --out" in error, error
-        assert tree(tmp_path) == before, f"--out {out} was refused, but something was written"
     monkeypatch.chdir(one)
     for words in ((), ("--out", "evaluation"), ("--out", "./input/x")):  # evaluation by default
         error = refused(call, runs[0], "--data", ".", *words)

@@ -1,4 +1,4 @@
-"""Sec. 4.5 and beyond: correlation, sparsification and reliability against loops and known answers."""
+"""Sec. 4.5 and beyond: correlation, sparsification, reliability against loops and known answers."""
 import contextlib
 import importlib.util
 import io
