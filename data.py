@@ -254,7 +254,7 @@ def images_in(folder):
     paths = list_folder(folder)
     pictures = {path.stem: path for path in paths if path.suffix.lower() in ENDINGS}
     if others := [path.name for path in paths if pictures.get(path.stem) != path]:
-        print(f"{folder}: {len(others)} left out, {others[0]!r} first; see ENDINGS in data.py, "
+        print(f"{printable(folder)}: {len(others)} left out, {others[0]!r} first; see ENDINGS, "
               "one file a name", file=sys.stderr)
     return pictures
 
@@ -275,12 +275,12 @@ def find_images(root):
         if not cyclegan:
             fail(f"{root}/evaluation: no NAME_input has its NAME_target; complete the pairs, or "
                  "remove every _target to evaluate without scores.")
-        print(f"{root}: testA and testB share no name, so there are no pairs", file=sys.stderr)
+        print("testA and testB share no name, so there are no pairs", file=sys.stderr)
         targets = {}  # CycleGAN's own sets are like this
     both = inputs.keys() & targets.keys() or inputs.keys()
     odd += [half[name].name for half in (inputs, targets) for name in half if name not in both]
     if odd:
-        print(f"{root}: {len(odd)} files for evaluation have no partner and are left out, "
+        print(f"{len(odd)} files for evaluation have no partner and are left out, "
               f"{odd[0]!r} first", file=sys.stderr)
     entries = [(name, {"input": path}) for name, path in one.items()]
     entries += [(name, {"target": path}) for name, path in other.items()]
@@ -335,7 +335,8 @@ def write_h5(path, slices):
         for s, images in zip(SETS, slices):
             file.create_dataset(s, data=images, compression="gzip", chunks=(1, *images.shape[1:]),
                                 maxshape=(None, *images.shape[1:]))  # for a set without images
-            file.create_dataset(f"{s}_names", data=slices.names[s], dtype=h5py.string_dtype())
+            file.create_dataset(f"{s}_names", dtype=h5py.string_dtype(),
+                                data=[printable(name) for name in slices.names[s]])
     replace_file(path, lambda new: new.write_bytes(packed.getbuffer()))
 
 

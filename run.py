@@ -10,6 +10,7 @@ import ctypes
 import json
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -33,7 +34,8 @@ CONTENTS = {"config": dict, "step": int, "seconds": float, "networks": dict, "op
 
 def fail(sentence):
     """Ends the program over what its user can mend: one sentence, exit code 2, no traceback."""
-    print(f"error: {' '.join(sentence.split()).rstrip('.')}.", file=sys.stderr)
+    one_line = " ".join(re.split(r"[ \t\r\n]+", sentence)).rstrip(". ")
+    print(f"error: {printable(one_line)}.", file=sys.stderr)
     raise SystemExit(2)
 
 

@@ -104,3 +104,43 @@ def naive_eq6(x, phi, lam, uncertainty):
     l_patch = mean(abs(v - u) / s + math.log(2 * s) if uncertainty else abs(v - u)
                    for u, v, s in zip(*map(pixels, (a, b, scale))))
     return -mean(naive_f(image)) - mean(naive_f(a)) + lam * l_patch, l_patch
+
+
+def naive_conv(x, weight, bias):
+    """A 3x3 convolution, tap by tap; beyond the border lies what lies before it, mirrored."""
+    h, w = x.shape[-2:]
+    rows, columns = ([1, *range(n), n - 2] for n in (h, w))
+    framed = x[:, :, rows][..., columns]
+    out = bias.view(1, -1, 1, 1).expand(len(x), -1, h, w).clone()
+    for o, i, j in itertools.product(range(len(weight)), range(3), range(3)):
+        out[:, o] += (weight[o, :, i, j].view(-1, 1, 1) * framed[..., i:i + h, j:j + w]).sum(dim=1)
+    return out
+
+
+def naive_unet(w, x, floor=1 / 127.5):
+    """Sec. 3.4's generator; w: its weights by name, x [b,1,d,d], all float64 -> image, scale."""
+    def layer(h, name):
+        h = naive_conv(h, w[f"{name}.0.weight"], w[f"{name}.0.bias"])
+        mean = h.mean(dim=(2, 3), keepdim=True)           # of one channel of one image
+        variance = ((h - mean) ** 2).mean(dim=(2, 3), keepdim=True)
+        gain, offset = (w[f"{name}.1.{v}"].view(1, -1, 1, 1) for v in ("weight", "bias"))
+        h = (h - mean) / (variance + 1e-5) ** 0.5 * gain + offset
+        return torch.where(h > 0, h, 0.2 * h)
+
+    def up(h, skip, name):
+        twice = [i // 2 for i in range(2 * h.shape[-1])]  # the nearest pixel
+        h = layer(h[:, :, twice][..., twice], f"{name}.halve")
+        return layer(layer(torch.cat([skip, h], dim=1), f"{name}.merge.0"), f"{name}.merge.1")
+
+    h, skips = x, []
+    for k in range(6):
+        if k:
+            skips.append(h)
+            corners = [h[..., i::2, j::2] for i in (0, 1) for j in (0, 1)]
+            h = torch.stack(corners).max(dim=0).values
+        h = layer(layer(h, f"down.{k}.0"), f"down.{k}.1")
+    for k in range(4):
+        h = up(h, skips.pop(), f"up.{k}")
+    image, scale = (naive_conv(up(h, skips[0], f"{head}_up"), w[f"{head}_out.weight"],
+                               w[f"{head}_out.bias"]) for head in ("image", "scale"))
+    return 1 - 2 / (1 + (2 * image).exp()), (1 + scale.exp()).log() + floor

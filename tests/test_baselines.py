@@ -193,6 +193,33 @@ def test_gcgan_generator_is_scored_straight_and_mirrored():
     agree(risk, -mean(naive_f(0.5 * X)) - mirrored_critic(0.5 * X.flip(-1)).mean().item(), GCGAN)
 
 
+def naive_eq2_of_mirrored_critic(y, fake, eps, p):
+    """Eq. 2 of f_T(v) = 2 f(T(v)) + 1 from oracles.py: twice f's slope, at the mirrored images."""
+    costs = []
+    for real, other, e in zip(y.flip(-1), fake.flip(-1), eps):
+        slope = 2 * math.hypot(*(W + Q * (e * other + (1 - e) * real)).flatten().tolist())
+        costs.append(2 * naive_f(other[None])[0] - 2 * naive_f(real[None])[0]
+                     + p * max(slope - 1, 0) ** 2)
+    return mean(costs)
+
+
+def test_f_T_compares_mirrored_images_with_translations_of_mirrored_images():
+    """Two critics, neither flat, and a G that knows left from right: T(G(x)) for G(T(x)), f for f_T
+    or f_T(G(x)) would show, in the critic's risk and in the generator's."""
+    ramp = torch.linspace(0.2, 1, 5, dtype=torch.float64)
+    theta = {"G": Formula(lambda v: ramp * v, lambda v: 0.2 + v ** 2 * ramp)}
+    omega, mirrored = {"f": critic, "f_T": mirrored_critic}, ramp * X.flip(-1)
+    for method in ("gcgan", "uagc"):
+        risk = baselines.critic_risk(method, theta, omega, X, Y, EPS, 2.5)
+        asked = (naive_eq2(Y, ramp * X, EPS, 2.5)
+                 + naive_eq2_of_mirrored_critic(Y.flip(-1), mirrored, EPS, 2.5))
+        agree(risk, asked, f"{method}, Sec. 4.2: Eq. 2 of f: y, G(x), and of f_T: T(y), G(T(x))")
+        risk, terms = baselines.generator_risk(method, theta, omega, X, Y, 0.0, None)
+        asked = -mean(naive_f(ramp * X)) - 2 * mean(naive_f(mirrored.flip(-1))) - 1
+        for found in (risk, terms["adversarial"]):
+            agree(found, asked, f"{method}, Sec. 4.2: -f(G(x)) - f_T(G(T(x))), here lam = 0")
+
+
 def test_uagc_is_eq9_with_the_mirror_for_the_patch():
     ramp = torch.linspace(0.5, 1.5, 5, dtype=torch.float64)
     G = Formula(lambda v: v * ramp, lambda v: 0.2 + v ** 2 * ramp)

@@ -211,6 +211,30 @@ def test_terms_say_what_they_are_and_carry_no_graph():
         assert not terms[name].requires_grad
 
 
+def test_lam_weighs_a_pixel_of_the_patch_loss_against_the_critics_slope():
+    """What lam is, by gradients: one image, d pixels a side, residual b - a = 0.1 everywhere, a
+    critic of slope 1 that is spread evenly, and P the identity. A pixel of G(P(x)) feels lam/d^2 in
+    PI and lam/(d^2 s) in UAPI; the critic pulls at a pixel by 1/d. UAPI's lam is PI's times s."""
+    d, lam, s = 5, 4.0, 0.25
+    f = lambda y: y.sum(dim=(1, 2, 3)) / d
+    agree(losses.critic_slope(f, Y, FAKE, EPS), [1.0] * 3, f"{SLOPE}, here of f = sum(y)/d", 1e-12)
+    for uncertainty, pull, words in ((False, lam / d ** 2, "lam/d^2 for PI (Eq. 6)"),
+                                     (True, lam / (d ** 2 * s), "lam/(d^2 s) for UAPI (Eq. 9)")):
+        image = torch.zeros(1, 1, d, d, dtype=torch.float64, requires_grad=True)
+        b = torch.full_like(image, 0.1, requires_grad=True)
+        scale = torch.full_like(image, s, requires_grad=True)
+        outputs = iter(((image, scale), (b, scale)))  # G(x), then G(P(x))
+        risk, _ = losses.generator_loss(f, lambda _: next(outputs), X[:1], phi_of((d, 0, 0)), lam,
+                                        uncertainty)
+        of_image, of_b = torch.autograd.grad(risk, (image, b))
+        agree(of_b, torch.full_like(b, pull), f"d/d b_j of lam l_patch: {words}", 1e-12)
+        agree(of_image, torch.full_like(b, -2 / d - pull),
+              f"{EQ6}: d/d G(x)_j is -1/d for f(G(x)), -1/d for f(P(G(x))), and less {words}", 1e-12)
+    fake = FAKE[:1].clone().requires_grad_()
+    pulls, = torch.autograd.grad(losses.wasserstein_generator_loss(f, fake), fake)
+    agree(pulls, torch.full_like(fake, -1 / d), f"{EQ3}: a slope of 1 is 1/d in each pixel", 1e-12)
+
+
 # ---------------------------------------------------------------- Eq. 9: the patch loss with scale
 
 def test_patch_laplace_by_hand():

@@ -24,7 +24,7 @@ MODULES = {name: importlib.import_module(name) for name in (
     "run", "phantoms", "nets", "uncertainty", "data", "patch_op", "losses", "baselines", "train",
     "translate", "evaluate")}
 AUDITORS = {f"{name}.py": [importlib.import_module(f"test_{name}")] for name in MODULES}
-AUDITORS["data.py"] += [importlib.import_module("test_pictures")]
+AUDITORS["data.py"] += map(importlib.import_module, ("test_pictures", "test_train"))  # who draws
 AUDITORS["baselines.py"].append(importlib.import_module("test_train"))  # it watches the twin loop
 AUDITORS["train.py"].append(importlib.import_module("test_run"))        # and this the program
 

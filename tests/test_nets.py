@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import data
 import losses
 import nets
-from oracles import agree, phi_of
+from oracles import agree, naive_unet, phi_of
 
 
 def count(network):
@@ -107,14 +107,29 @@ def test_images_in_a_batch_do_not_see_each_other():
             agree(t[1:2], a, "Sec. 3.4: the second image of the batch, as alone", 1e-9)
 
 
+def test_the_generator_equals_a_naive_forward_pass():
+    """Of oracles.py, without one of torch's layers, in float64. Norms get gains and offsets, and
+    biases values, so that each would be missed."""
+    G, x = small(nets.UNet, width=2).double(), batch(2).double()
+    stream = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for w in G.parameters():
+            if w.ndim == 1:
+                w += 0.2 * torch.randn(w.shape, generator=stream, dtype=torch.float64)
+    for name, found, asked in zip(("G^I, tanh", "G^sigma, softplus + floor"), G(x),
+                                  naive_unet(dict(G.named_parameters()), x), strict=True):
+        agree(found, asked, f"Sec. 3.4: {name}, of a U-Net of 3x3 convolutions with reflection "
+                            "padding, instance norm, LeakyReLU, max pooling and skips", 1e-9)
+
+
 def test_weights_start_as_he_proposes_and_biases_at_zero():
-    G = small(nets.UNet)
-    for layer in G.modules():
-        if isinstance(layer, torch.nn.Conv2d):
-            assert (layer.bias == 0).all()
-            expected = math.sqrt(2 / (1.04 * layer.weight[0].numel()))
-            if layer.weight.numel() > 10_000:
-                assert abs(layer.weight.std().item() / expected - 1) < 0.05
+    for network in (small(nets.UNet), small(nets.Critic)):
+        for layer in network.modules():
+            if isinstance(layer, torch.nn.Conv2d):
+                assert (layer.bias == 0).all()
+                expected = math.sqrt(2 / (1.04 * layer.weight[0].numel()))
+                if layer.weight.numel() > 10_000:
+                    assert abs(layer.weight.std().item() / expected - 1) < 0.05
 
 
 # ---------------------------------------------------------------- Sec. 3.4: the critic
