@@ -757,10 +757,10 @@ def test_one_person_in_two_of_many_folders_is_refused(cli, capsys):
     for who in "abcd":
         write_series(f"ct/{who}", PatientID="7" if who in "bd" else who, StudyInstanceUID=f"1.2.{ord(who)}")
     said = refused(cli, "mri2ct --t1 t1 --ct ct --out out", capsys)
-    assert "ct/b and ct/d share PatientID 7;" in said, said
+    assert "ct/b and ct/d share PatientID '7';" in said, said
 
 
-@pytest.mark.parametrize("ids", [["ANONYMOUS"] * 3, ["REMOVED"] * 3, ["REMOVED", "REMOVED", "7"]])
+@pytest.mark.parametrize("ids", [["ANONYMOUS", "anon", "7"], ["", "", ""], ["ANONYMOUS"] * 3, ["REMOVED"] * 3, ["REMOVED", "REMOVED", "7"]])
 def test_a_patient_id_that_most_folders_share_says_nothing(cli, ids):
     write_nifti(Path("t1/IXI001-T1.nii.gz"), *T1_GRID)
     for who, person in zip("abc", ids):
@@ -795,7 +795,7 @@ def test_nifti_files_lying_directly_in_ct_are_said_to_be_patients(cli, capsys):
         write_hu(Path(f"ct/{name}.nii.gz"))
     cli("mri2ct --t1 t1 --ct ct --out out --size 64")
     said = capsys.readouterr().out
-    assert "3 of them NIfTI files directly in --ct, each taken for a patient" in said, said
+    assert "3 CT patients found, each a folder of --ct or a NIfTI file that lies in none" in said, said
     assert [*manifest()["bad"]] == ["P1-4cc-sec-150cc-5"], manifest()["bad"]
     assert "contrast agent" in manifest()["bad"]["P1-4cc-sec-150cc-5"], manifest()["bad"]
 
@@ -1054,6 +1054,15 @@ def test_the_manifest_is_saved_every_few_seconds(cli, monkeypatch):
     assert written[0] == 0 and written[-1] == 6 and 3 <= len(written) <= 6, f"saved after {written} volumes"
 
 
+def test_a_disk_without_room_for_the_manifest_is_complained_of_once(cli, monkeypatch, capsys):
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+    write_ixi(cli.folder, "ab")
+    monkeypatch.setattr(os, "replace", full)
+    said = refused(cli, "ixi --t1 t1 --t2 t2 --size 64 --out out", capsys)
+    assert "manifest.json: cannot be written (No space left on device)" in said, said
+
+
 def test_what_is_said_of_144_mri_patients_is_so(cli, capsys):
     for k in range(150):
         Path("t1").mkdir(exist_ok=True)
@@ -1065,7 +1074,7 @@ def test_what_is_said_of_144_mri_patients_is_so(cli, capsys):
     with pytest.raises(SystemExit):
         cli("mri2ct --help")
     said = " ".join(capsys.readouterr().out.split())
-    assert "14 of 144 are held back, 130 left to train on" in said, said
+    assert "144; 130 are left to train on" in said, said
 
 
 def test_a_set_without_a_slice_ends_with_exit_code_2_and_the_reasons(cli, capsys):
