@@ -74,7 +74,7 @@ def split(patients, args):
 
 
 def grey_limits(stack, kind, args):
-    """-> 0 and 255: CT's window, or the range of an MRI's core slices; None: every slice's own."""
+    """-> what becomes 0 and 255: CT's window, or an MRI's range; None: every slice has its own."""
     if kind == "ct":
         return [args.centre - args.width / 2, args.centre + args.width / 2]
     if args.normalise == "volume":  # strides spare a copy
@@ -283,7 +283,7 @@ def grouped(paths):
 
 
 def acquisitions(headers):
-    """Takes apart acquisitions that interleave, as plain and enhanced; a stack of them is one."""
+    """Takes apart acquisitions that interleave, as plain and enhanced; a stack is one scan."""
     order = sorted((header.height or 0, header.acquisition) for header in headers)
     numbers = sorted({number for _, number in order})
     if sum(one[1] != other[1] for one, other in zip(order, order[1:])) < len(numbers):
@@ -425,7 +425,7 @@ def keep_people_apart(scans, sources):
 
 
 def mri2ct(args):
-    """All that lies in --ct is a patient each, DICOM files one; the first who can be used count."""
+    """Each entry of --ct is a patient, DICOM files there are one; the first who can be used count."""
     from pydicom import misc
     def fits(path):
         named = NIFTI.search(path.name) or path.suffix.lower() == ".dcm"
@@ -441,7 +441,7 @@ def mri2ct(args):
         scans.setdefault(name, []).append(path)
     keep_people_apart(scans, sources)
     if unused := sorted(map(str, {p for c in args.ct for p in Path(c).glob("[!.]*")} - used)):
-        print("without NIfTI, or DICOM with its preamble, are", *unused, file=sys.stderr)
+        print("left out, no NIfTI and no DICOM with preamble:", *unused, file=sys.stderr)
     target, mri = shuffled(scans, args), shuffled({*map(patient, t1)}, args)[:args.patients_mri]
     print(f"{len(t1)} T1 volumes found, {len(mri)} patients taken; {len(scans)} CT patients found, "
           "each a folder of --ct or a NIfTI file that lies in none")
@@ -560,7 +560,7 @@ def report(manifest, args):
 def prepare_locked(args):
     """Prepares a folder in which no other run is at work. The lock ends with the process."""
     import fcntl
-    if args.out.is_file() or args.out.suffix.lower() == ".h5":
+    if args.out.suffix.lower() == ".h5":
         fail(f"{args.out}: choose another --out, a folder; data.py FOLDER --h5 {args.out} packs it")
     parts, volumes, unopened = {"ixi": ixi, "fastmri": fastmri, "mri2ct": mri2ct}[args.task](args)
     try:
