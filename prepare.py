@@ -425,7 +425,7 @@ def keep_people_apart(scans, sources):
 
 
 def mri2ct(args):
-    """Each entry of --ct is a patient, DICOM files there are one; the first who can be used count."""
+    """Each entry of --ct is a patient, DICOM files are one; the first who can be used count."""
     from pydicom import misc
     def fits(path):
         named = NIFTI.search(path.name) or path.suffix.lower() == ".dcm"
