@@ -7,10 +7,9 @@
 --t1, --t2: SUBJECT-T1.nii.gz at any depth. --volumes: .h5 files of fastMRI's single-coil train and
 val. --ct: for every patient a folder of DICOM files, as in CQ500, or a NIfTI file in HU; RLE and
 JPEG 2000 work as installed, lossless JPEG with pylibjpeg. --out gets input/*.png, target/*.png,
-evaluation/NAME_input.png and NAME_target.png, and manifest.json with every choice; data.py packs
-it. The same command goes on where it stopped and tries again what could not be used. In mri2ct an
-IXI T1 gives some 154 slices, where Sec. 4.1 counts 79. Brains lie nose up, their left on the right,
-as radiologists look at them; the authors' own sample lies nose down: do not mix the two.
+evaluation/NAME_input.png and NAME_target.png, and manifest.json with every choice. The same command
+goes on and tries again what could not be used. In mri2ct an IXI T1 gives some 154 slices, where
+Sec. 4.1 counts 79. Brains lie nose up, left on the right, those of the authors' sample nose down.
 """
 import argparse
 import contextlib
@@ -49,7 +48,7 @@ CONTRAST = re.compile(r"contrast|enhanc|inject|post(?!erior|.?fossa|.?op|.?traum
     r"|veno|arter|delay|bolus|\d ?cc\b|\b(ct[apv]|c|ce|km|mdc|iv|oral|with|mit|con|avec)\b"
     r"|\bw *(and|[&/+]|$)|[d&/+] *w\b")
 # Only in CQ500's "CT C" C says contrast; elsewhere it follows A and B, as IV follows III.
-LABEL = re.compile(r"(?i)^iv$|(?<!CT )\bc\b(?![-+])")
+LABEL = re.compile(r"(?i)^iv$|(?<!CT[ _])(?<![^\W_])c(?![^\W_]|[-+])")
 SHARP = re.compile(r"bone|hi(gh)?.?res|hrct|sharp|lung|edge|\bh[67]\d|\bfc[38]\d")
 
 
@@ -61,8 +60,7 @@ def core(n):
 
 def shuffled(names, args):
     """In an order that names and seed decide: NumPy has frozen RandomState's stream for good."""
-    names = sorted(names)[:args.limit] or fail("no patient of these archives can be used; see "
-                                               "their files' names and acquisitions")
+    names = sorted(names)[:args.limit] or fail("no patient of these archives fits; see --help")
     return np.random.RandomState(args.seed % 2 ** 32).permutation(names).tolist()
 
 
@@ -76,7 +74,7 @@ def split(patients, args):
 
 
 def grey_limits(stack, kind, args):
-    """-> 0 and 255: CT's window, or the range of an MRI's core slices; None: every slice's own."""
+    """-> what becomes 0 and 255: CT's window, or an MRI's range; None: every slice has its own."""
     if kind == "ct":
         return [args.centre - args.width / 2, args.centre + args.width / 2]
     if args.normalise == "volume":  # strides spare a copy
@@ -183,8 +181,7 @@ def column_mask(name, measured):
 
 
 def reconstruct(kspace, side=320):
-    """Complex k-space [h,w], zero frequency in the middle -> magnitude [side,side] or less. It is
-    oversampled, with twice the image's rows; the crop comes before the magnitude."""
+    """Complex k-space [h,w] -> magnitude, its middle [side,side]: it has twice the image's rows."""
     image = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(kspace), norm="ortho"))
     rows, columns = (slice((n - min(side, n)) // 2, (n + min(side, n)) // 2) for n in image.shape)
     return np.abs(image[rows, columns])
@@ -214,27 +211,26 @@ def knee(path, accelerated):
 def ct(paths):
     """A patient's CT in Hounsfield units: the best plain axial DICOM series that can be read, else
     a NIfTI file. Gantry tilt, uneven distances, table and head holder stay, as in Sec. 4.1."""
-    volumes, others = plain_niftis([path for path in paths if NIFTI.search(path.name)])
-    series, remarks = plain_series([path for path in paths if not NIFTI.search(path.name)])
-    remarks += others
-    for read in series + volumes:
+    readers, remarks = plain_series([path for path in paths if not NIFTI.search(path.name)])
+    readers += plain_niftis([path for path in paths if NIFTI.search(path.name)], remarks)
+    for read in readers:
         try:
             stack, affine, numbers, notes = read()
             if not np.any((stack >= AIR) & (stack < -500)):  # below AIR lies padding
-                raise ValueError(f"nothing below -500; not in HU, or no air: {[*notes.values()][0]}")
+                raise ValueError(f"nothing below -500; no HU, or no air: {[*notes.values()][0]}")
             return np.maximum(stack, AIR, out=stack), affine, numbers, notes | {"found": remarks}
         except ValueError as error:
             remarks.append(str(error))
     raise ValueError(f"no plain axial CT series: {'; '.join(remarks)}")
 
 
-def plain_niftis(paths):
+def plain_niftis(paths, remarks):
     """As plain_series(), of NIfTI files: dcm2niix names them so; the largest has most slices."""
-    names = {p: LABEL.sub("", NIFTI.sub("", p.name).replace("_", " ")).lower() for p in paths}
+    names = {p: LABEL.sub("", NIFTI.sub("", p.name)).lower().replace("_", " ") for p in paths}
     fit = [path for path in paths if not CONTRAST.search(PLAIN.sub(" ", names[path]))]
     fit.sort(key=lambda path: (bool(SHARP.search(names[path])), -path.stat().st_size))
-    remarks = [f"{path.name}: {'plain' if path in fit else 'contrast agent'}" for path in paths]
-    return [partial(brain, path) for path in fit], remarks
+    remarks += [f"{path.name}: {'plain' if path in fit else 'contrast agent'}" for path in paths]
+    return [partial(brain, path) for path in fit]
 
 
 def read_series(title, headers):
@@ -274,8 +270,7 @@ def grouped(paths):
         try:
             with reading(path):
                 header = pydicom.dcmread(path, stop_before_pixels=True)
-                folder = LABEL.sub("", path.parent.name.replace("_", " ")).strip()
-                said = header.get("SeriesDescription") or folder
+                said = header.get("SeriesDescription") or LABEL.sub("", path.parent.name)
                 header.title = f"{header.get('SeriesNumber') or 0} {said}"
                 axes, corner = directions(header), header.get("ImagePositionPatient")
                 header.height = corner and round(float(axes[0] @ np.array(corner, float)), 2)
@@ -288,7 +283,7 @@ def grouped(paths):
 
 
 def acquisitions(headers):
-    """Takes apart acquisitions that interleave, as plain and enhanced; stacked ones are one scan."""
+    """Takes apart acquisitions that interleave, as plain and enhanced; a stack is one scan."""
     order = sorted((header.height or 0, header.acquisition) for header in headers)
     numbers = sorted({number for _, number in order})
     if sum(one[1] != other[1] for one, other in zip(order, order[1:])) < len(numbers):
@@ -341,8 +336,7 @@ def why_not(headers):
     left, denied = PLAIN.subn(" ", first.title.lower().replace("_", " "))  # "pre and post" is both
     agent = str(first.get("ContrastBolusAgent") or "no").strip().lower() not in ("none", "no", "n")
     pixels = f"{first.get('Modality')} {first.get('PhotometricInterpretation')}"
-    files = len({header.get("SOPInstanceUID") for header in headers})
-    heights = len({header.height for header in headers})
+    files, heights = (len({h.get(tag) for h in headers}) for tag in ("SOPInstanceUID", "height"))
     reasons = {f"pixels are {pixels}": pixels != "CT MONOCHROME2",
                "no place, pixel spacing or Hounsfield units": None in map(first.get, tags),
                "localiser": "LOCALIZER" in str(first.get("ImageType")).upper(),
@@ -371,7 +365,7 @@ def keep_apart(taken, name, path):
 
 
 def by_subject(folders, contrast=None):
-    """-> {subject: file}. S1-T1.nii.gz wins over S1-T1-mask.nii.gz; BIDS: sub-00_ses-1 is sub-00."""
+    """-> {name: file}. S1-T1.nii.gz wins over S1-T1-mask.nii.gz. In BIDS sub-00_ses-1 is sub-00."""
     form = rf"(.+?)[-_]{contrast}w?([-_.].*)?\.nii(\.gz)?" if contrast else r"(.+)()\.h5"
     wanted = f"file named like IXI012-HH-1211-{contrast}.nii.gz" if contrast else ".h5 file"
     form, files, spellings, names = re.compile(form, re.IGNORECASE), {}, {}, {}
@@ -392,7 +386,7 @@ def ixi(args):
     print(f"{len(both)} T1 have their T2, {len(t1.keys() ^ t2.keys())} files without are left out")
     volumes = {stem: {"input": ("t1", partial(brain, t1[stem], t2[stem])),
                       "target": ("t2", partial(brain, t2[stem]))} for stem in both}
-    return split({patient(stem) for stem in both}, args), volumes, {}
+    return split({*map(patient, both)}, args), volumes, {}
 
 
 def fastmri(args):
@@ -412,29 +406,26 @@ def fastmri(args):
                                    "target": ("full", partial(knee, path, False))}
     print(f"{len(volumes)} of {len(files)} volumes are of acquisition {ACQUISITION}, "
           f"{len(unopened)} cannot be opened, the others are left out")
-    return split({patient(stem) for stem in volumes}, args), volumes, unopened
+    return split({*map(patient, volumes)}, args), volumes, unopened
 
 
 def keep_people_apart(scans, sources):
-    """Refuses CT patients who are one by PatientID. An ID that most share, such as REMOVED, says
-    nothing, nor does ANONYMOUS, unless the examination is the same, too."""
+    """Refuses CT patients of one PatientID and examination, or of one ID that says who they are."""
     from pydicom import dcmread
-    owners, tags = {}, ["PatientID", "StudyInstanceUID"]
+    seen, tags = {}, ["PatientID", "StudyInstanceUID"]
     for name, path in [(name, path) for name, paths in scans.items() for path in paths[:9]]:
         with contextlib.suppress(Exception):  # what is wrong with it is said when its turn comes
             header = dcmread(path, specific_tags=tags, stop_before_pixels=True)
             for study in ("", header.get("StudyInstanceUID") or name):
-                theirs = owners.setdefault((str(header.PatientID).strip(), study), {})
-                theirs[name] = str(sources[name])
-    for (person, study), theirs in owners.items():
-        said = 2 * len(theirs) <= len(scans) and not re.match("(?i)0*$|.*(anon|unknown)", person)
-        if len(theirs) > 1 and (said or study):
-            fail(f"{' and '.join(theirs.values())} share PatientID {person}; put them in one folder")
+                seen.setdefault((header.PatientID.strip(), study), {})[name] = str(sources[name])
+    for (person, study), own in seen.items():  # REMOVED, which most share, says nothing
+        says = 2 * len(own) <= len(scans) and not re.match("(?i)0*$|.*(anon|unknown)", person)
+        if len(own) > 1 and (says or study):
+            fail(f"{' and '.join(own.values())} share PatientID {person!r}; put them in one folder")
 
 
 def mri2ct(args):
-    """What lies directly in --ct is a patient; so is --ct itself where DICOM files lie in it. All
-    are drawn; the first --patients-ct that can be used count."""
+    """Each entry of --ct is a patient, DICOM files are one; the first who can be used count."""
     from pydicom import misc
     def fits(path):
         named = NIFTI.search(path.name) or path.suffix.lower() == ".dcm"
@@ -449,14 +440,11 @@ def mri2ct(args):
         keep_apart(sources, name, source)
         scans.setdefault(name, []).append(path)
     keep_people_apart(scans, sources)
-    entries = {entry for folder in args.ct for entry in Path(folder).glob("[!.]*")}
-    if unused := sorted(map(str, entries - used)):
-        print("without NIfTI, or DICOM with its preamble, are", *unused, file=sys.stderr)
-    flat = sum(bool(NIFTI.search(sources[name].name)) for name in scans)
-    mri = shuffled({patient(stem) for stem in t1}, args)[:args.patients_mri]
-    target = shuffled(scans, args)
+    if unused := sorted(map(str, {p for c in args.ct for p in Path(c).glob("[!.]*")} - used)):
+        print("left out, no NIfTI and no DICOM with preamble:", *unused, file=sys.stderr)
+    target, mri = shuffled(scans, args), shuffled({*map(patient, t1)}, args)[:args.patients_mri]
     print(f"{len(t1)} T1 volumes found, {len(mri)} patients taken; {len(scans)} CT patients found, "
-          f"{flat} of them NIfTI files directly in --ct, each taken for a patient")
+          "each a folder of --ct or a NIfTI file that lies in none")
     held = max(1, round(len(mri) / 10)) if len(mri) > 1 else 0
     volumes = {stem: {"input": ("t1", partial(brain, path))} for stem, path in t1.items()}
     volumes |= {who: {"target": ("ct", partial(ct, scans[who]))} for who in target}
@@ -484,10 +472,9 @@ def prepare_volume(part, stem, sources, args):
         raise ValueError(f"too many of its {len(blank)} slices are of a single grey ({found}); the "
                          "volume is empty, or lies apart from its partner")
     with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=args.out) as aside:
-        for ending, squares in halves.items():
-            for k, square, empty in zip(numbers, squares, blank):
-                if not empty:
-                    Image.fromarray(square).save(Path(aside, f"{stem}_{k:03d}_{ending}.png"))
+        for ending, half in halves.items():
+            for i in np.flatnonzero(~np.array(blank)):
+                Image.fromarray(half[i]).save(Path(aside, f"{stem}_{numbers[i]:03d}_{ending}.png"))
         for path in Path(aside).iterdir():
             path.replace(args.out / part / path.name)
     return notes | {"slices": blank.count(False), "of_one_grey": blank.count(True)}
@@ -496,7 +483,7 @@ def prepare_volume(part, stem, sources, args):
 def begin(parts, volumes, unopened, args):
     """-> the manifest of an earlier run that left slices, or a new one; others end the program. Who
     could not be opened then and can be now joins input or target."""
-    settings = {k: v for k, v in vars(args).items() if k not in ("t1", "t2", "ct", "volumes", "out")}
+    settings = {k: v for k, v in vars(args).items() if k not in "t1 t2 ct volumes out".split()}
     if not any(path for part in PARTS for path in (args.out / part).glob("[!.]*")):
         return settings | {"drawn": parts, "unopened": [*unopened], "bad": unopened, "volumes": {}}
     before = {"drawn": {}, "unopened": [], "bad": {}}
@@ -509,8 +496,7 @@ def begin(parts, volumes, unopened, args):
         fail(f"{args.out}: holds other settings ({', '.join(differ)}); choose another --out")
     for who in sorted(now - known):
         min(before["drawn"]["input"], before["drawn"]["target"], key=len).append(who)
-    still_bad = {stem: reason for stem, reason in before["bad"].items() if stem in volumes}
-    return before | {"bad": still_bad | unopened}
+    return before | {"bad": {k: v for k, v in before["bad"].items() if k in volumes} | unopened}
 
 
 def save(path, manifest):
@@ -532,6 +518,7 @@ def prepare(manifest, volumes, args):
     try:
         for count, stem in enumerate(todo, 1):
             if time.monotonic() >= due:  # not for every volume: a large one takes longer
+                due = None
                 save(path, manifest)
                 due = time.monotonic() + 5
             progress(count, len(todo), "volume")
@@ -547,7 +534,8 @@ def prepare(manifest, volumes, args):
                 bad[stem] = str(error)
                 print(f"skipped {stem}: {error}", file=sys.stderr)
     finally:
-        save(path, manifest)
+        if due is not None:  # else saving has failed, and was complained of
+            save(path, manifest)
 
 
 def report(manifest, args):
@@ -571,7 +559,7 @@ def report(manifest, args):
 
 def prepare_locked(args):
     """Prepares a folder in which no other run is at work. The lock ends with the process."""
-    if args.out.is_file() or args.out.suffix.lower() == ".h5":
+    if args.out.suffix.lower() == ".h5":
         fail(f"{args.out}: choose another --out, a folder; data.py FOLDER --h5 {args.out} packs it")
     parts, volumes, unopened = {"ixi": ixi, "fastmri": fastmri, "mri2ct": mri2ct}[args.task](args)
     try:
@@ -611,8 +599,7 @@ def main():
     add("--ct", nargs="+", required=True, help="holds a folder or a NIfTI file for every patient")
     add("--centre", type=bounded(float, -1e5, 1e5), default=40, help="of the CT window in HU: ours")
     add("--width", type=bounded(float, 1, 1e5), default=400, help="of the CT window in HU: ours")
-    add("--patients-mri", type=many, default=144,
-        help="T1 patients (Sec. 4.1: 144); 14 of 144 are held back, 130 left to train on")
+    add("--patients-mri", type=many, default=144, help="Sec. 4.1: 144; 130 are left to train on")
     add("--patients-ct", type=many, default=80, help="CT patients (Sec. 4.1: 80)")
     examples = [line.split() for line in __doc__.splitlines() if "python prepare.py" in line]
     for each, words in zip((parser, *tasks.choices.values()), examples[:1] + examples):

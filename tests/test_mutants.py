@@ -24,9 +24,10 @@ MODULES = {name: importlib.import_module(name) for name in (
     "run", "phantoms", "nets", "uncertainty", "data", "patch_op", "losses", "baselines", "train",
     "translate", "evaluate")}
 AUDITORS = {f"{name}.py": [importlib.import_module(f"test_{name}")] for name in MODULES}
-AUDITORS["data.py"] += map(importlib.import_module, ("test_pictures", "test_train"))  # who draws
-AUDITORS["baselines.py"].append(importlib.import_module("test_train"))  # it watches the twin loop
-AUDITORS["train.py"].append(importlib.import_module("test_run"))        # and this the program
+for name, other in (("data.py", "test_pictures"), ("data.py", "test_train"),  # which watches draws
+                    ("baselines.py", "test_train"),                          # and the twin loop
+                    ("train.py", "test_run"), ("run.py", "test_train")):
+    AUDITORS[name].append(importlib.import_module(other))
 
 
 @cache
