@@ -22,7 +22,6 @@ from PIL import Image
 import data
 import evaluate
 import nets
-import run
 import train
 import uncertainty
 from oracles import agree

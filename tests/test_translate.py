@@ -282,7 +282,7 @@ def test_files_and_folders_are_translated_in_one_call_each_in_its_own_size(
 
 
 def test_the_programs_files_hold_what_translate_says(tmp_path, runs, pictures):
-    call(runs["uapi"], *pictures, "--out", tmp_path / "out")
+    call(runs["uapi"], *pictures, "--out", tmp_path / "out", "--device", "cpu")
     G, _ = translate.load_run(runs["uapi"], "cpu")
     translation, scale, _ = translate.translate(G, batch(grey(64, 64, seed=64)), "cpu")
     folder = tmp_path / "out" / "uapi"
