@@ -169,6 +169,13 @@ def score(translation, truth, patients):
     return row
 
 
+def score_in_place(translation, truth):
+    """A run's displacement() and its SSIM with that undone; None where it is undefined."""
+    off, moved_back = displacement(translation, truth)
+    return off and {"down": off[0], "right": off[1],
+                    "ssim": 100 * float(ssim(moved_back, truth).mean())}
+
+
 def scores_of(metrics):
     scores = {name: row["scenarios"] for name, row in metrics["runs"].items()}
     return scores | {"copy of the input": metrics["copy_input"]}
@@ -276,13 +283,18 @@ def score_map(translation, alpha, beta, truth):
     return row, [v.mean(dim=(1, 2, 3)).tolist() for v in (residual, scale)]
 
 
-def plot_uncertainty(path, metrics, names):
-    """The curves behind AUSE and ECE, of the runs that have a scale."""
+def runs_with_scale(metrics):
+    return {name: row["uncertainty"] for name, row in metrics["runs"].items()
+            if row["uncertainty"]}
+
+
+def plot_uncertainty(path, metrics):
+    """The curves behind AUSE and ECE."""
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for name in names:
-        about, style = metrics["runs"][name]["uncertainty"], line_style(metrics, name)
-        order, size = about["sparsification"], about["reliability"]
+    for name, row in runs_with_scale(metrics).items():
+        order, size = row["sparsification"], row["reliability"]
+        style = line_style(metrics, name)
         left.plot(order["removed"], order["map"],
                   label=f"{label(name)}, AUSE {order['ause']:.3f}", **style)
         left.plot(order["removed"], order["oracle"], ":", color=style["color"])
@@ -293,11 +305,11 @@ def plot_uncertainty(path, metrics, names):
     right.set(xlabel="nominal coverage", ylabel="observed coverage", xlim=(0, 1), ylim=(0, 1))
     for ax in (left, right):
         ax.legend(fontsize=8)
-    save_figure(path, figure, "Left: the pixels of largest scale are removed first. A good curve "
-                "falls like its oracle (dotted), which removes the largest residuals first. AUSE "
-                "is the area between them over the first value. Right: how often an interval "
-                "around the translation holds the truth, and how often it should. Below the diagonal the "
-                "scale is too small. ECE is the mean distance from it. Both are 0 at best.")
+    save_figure(path, figure, "Left: pixels of largest scale are removed first. A good curve falls "
+                "like its oracle (dotted), which removes the largest residuals first. AUSE is the "
+                "area between them over the first value. Right: how often an interval around the "
+                "translation holds the truth, and how often it should. Below the diagonal the scale "
+                "is too small. ECE is the mean distance from it. Both are 0 at best.")
 
 
 # ---------------------------------------------------------------- the program
@@ -320,13 +332,11 @@ def evaluate_runs(runs, slices, out, device):
             if scenario != "GN0":
                 continue
             translations[name], scale = translation[six], None
-            off, back = displacement(translation, truth)
-            row |= {"displacement": off and dict(down=off[0], right=off[1],
-                                                 ssim=100 * float(ssim(back, truth).mean())),
-                    "pcc_image": None, "pcc_pixel": None, "uncertainty": None}
+            row |= {"displacement": score_in_place(translation, truth), "pcc_image": None,
+                    "pcc_pixel": None, "uncertainty": None}
             if trains_scale(config):
-                maps = [v[chosen] for v in (translation, alpha, beta, truth)]
-                about, points[name] = score_map(*maps)
+                about, points[name] = score_map(*(v[chosen] for v in (translation, alpha, beta,
+                                                                      truth)))
                 row |= about
                 scale = expected_residual(alpha[middle], beta[middle])
             plot_residuals(out / f"fig6_8_{name}.png", x[middle], translation[middle],
@@ -336,13 +346,13 @@ def evaluate_runs(runs, slices, out, device):
     plot_translations(out / "fig4_samples.png", x, translations, truth[six])
     if points:
         plot_scatter(out / "fig7_9_scatter.png", metrics, points)
-        plot_uncertainty(out / "uncertainty.png", metrics, points)
+        plot_uncertainty(out / "uncertainty.png", metrics)
     return metrics
 
 
 def summary(row):
-    """Lines about one run: where it lies, and what its map knows, in the foreground, too, which no
-    dark air flatters."""
+    """Lines about one run: where it lies, and what its map knows; no dark air flatters the latter
+    in the foreground."""
     place, about = row["displacement"], row["uncertainty"]
     head = two_digits(row["scenarios"]["GN0"]["ssim_head"])
     lines = [f"SSIM in the head {head}; displacement undefined"]
