@@ -308,8 +308,8 @@ def plot_uncertainty(path, metrics):
     save_figure(path, figure, "Left: pixels of largest scale are removed first. A good curve falls "
                 "like its oracle (dotted), which removes the largest residuals first. AUSE is the "
                 "area between them over the first value. Right: how often an interval around the "
-                "translation holds the truth, and how often it should. Below the diagonal the scale "
-                "is too small. ECE is the mean distance from it. Both are 0 at best.")
+                "translation holds the truth, and how often it should. Below the diagonal the "
+                "scale is too small. ECE is the mean distance from it. Both are 0 at best.")
 
 
 # ---------------------------------------------------------------- the program

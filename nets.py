@@ -151,7 +151,8 @@ def leaky(h, slope=0.2):
 def with_speck(x):
     """Raises the middle pixel of constant images by one grey level, any shape. Without variance
     each of 27 norms multiplies the gradient by 1/sqrt(1e-5) = 316, and one black slice would
-    end a run. Constant is: within half a grey level, as P(x) of a constant varies by 2e-7."""
+    end a run. An image is constant if its values span less than half a grey level: P(x) of a
+    constant varies by 2e-7."""
     spread = x.amax(dim=(1, 2, 3), keepdim=True) - x.amin(dim=(1, 2, 3), keepdim=True)
     speck = torch.zeros_like(x[:1])
     speck[..., x.shape[-1] // 2, x.shape[-1] // 2] = ONE_GREY_LEVEL
@@ -198,5 +199,4 @@ def main():
 
 
 if __name__ == "__main__":
-    import run
     run.start(main)
