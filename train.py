@@ -112,7 +112,7 @@ def read_settings():
         config["lam"] = baselines.LAM.get(config["method"], 10.0)
     if not config["out"]:
         settings = "{method}_lam{lam:g}_seed{seed}".format(**config)
-        data = Path(config["data"]).resolve()  # of "." and "..", too
+        data = Path(os.path.abspath(config["data"]))  # "." has a name, too, and a link its own
         name = data.stem if data.is_file() else data.name  # only files have endings
         config["out"] = f"runs/{name}_{settings}"
     return config, checkpoint
