@@ -133,7 +133,8 @@ def perturb(x, scenario, generator=None):
 
     GNk: clip(x + N(0, (k/100 * 255)^2), 0, 255).   IPk: with probability k/100 a pixel is U[0,255].
 
-    x [n,1,h,w] in [0,255] -> same shape and range, x itself for GN0. ValueError for another name.
+    x [n,1,h,w] in [0,255] -> same shape and range, x itself for GN0. The paper does not say that
+    GN is clipped; that is ours. ValueError for another name.
     """
     if scenario not in SCENARIOS:
         raise ValueError(f"scenario {scenario}: choose one of {', '.join(SCENARIOS)}.")

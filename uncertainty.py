@@ -12,6 +12,8 @@ model patch inconsistency: that they follow the residual is a finding, not a the
 """
 import torch
 
+import run
+
 FEWEST = 10  # images: two points lie on a line, so that a correlation of few says nothing
 PROBABILITIES = torch.arange(1, 20, dtype=torch.float64) / 20
 
@@ -130,31 +132,28 @@ def made_up_maps(generator):
 
 def main():
     from matplotlib.figure import Figure
-    import run
     run.make_parser(__doc__).parse_args()
     residual, maps = made_up_maps(torch.Generator().manual_seed(0))
-    everywhere = torch.ones_like(residual, dtype=torch.bool)
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     for k, (name, scale) in enumerate(maps.items()):
-        correlation = correlate(residual, scale, everywhere)["pearson_pixel"]
+        correlation = correlate(residual, scale, residual >= 0)["pearson_pixel"]
         order = sparsification(residual, scale)
         size = reliability(residual, scale, torch.ones_like(scale))
         style = dict(color=f"C{k}", marker="osD^"[k], markersize=4)
         left.plot(order["removed"], order["map"], label=name, **style)
         right.plot(size["nominal"], size["observed"], label=name, **style)
-        words = "undefined" if correlation is None else f"{correlation:.2f}"
-        print(f"{name:<14} Pearson {words:<10} AUSE {order['ause']:.3f}  ECE {size['ece']:.3f}")
+        pearson_r = "undefined" if correlation is None else f"{correlation:.2f}"
+        print(f"{name:<14} Pearson {pearson_r:<10} AUSE {order['ause']:.3f}  ECE {size['ece']:.3f}")
     left.plot(order["removed"], order["oracle"], "k:", label="oracle")
     left.set(xlabel="share of pixels removed", ylabel="mean residual of the rest")
     right.axline((0, 0), slope=1, color="gray", linestyle=":", label="ideal")
     right.set(xlabel="nominal coverage", ylabel="observed coverage")
-    for ax in (left, right):
-        ax.legend(fontsize=8)
+    left.legend()
+    right.legend()
     run.replace_file("uncertainty.png", lambda new: figure.savefig(new, dpi=80, format="png"))
     print("wrote uncertainty.png")
 
 
 if __name__ == "__main__":
-    import run
     run.start(main)
