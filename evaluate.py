@@ -21,7 +21,8 @@ from baselines import trains_scale
 from data import SET_FOLDERS, load, patient, picture_grid, save_figure, six_indices
 from run import label
 from translate import BATCH, load_run, translate, write_translations
-from uncertainty import correlate, expected_residual, reliability, sparsification
+from uncertainty import (correlate, expected_residual, plot_order_and_size, reliability,
+                         sparsification)
 
 METRICS = """metrics.json, null for undefined or infinite:
   {"runs": {RUN: {"method", "scenarios": {"GN0": {"ssim", "psnr", ...}, ...},
@@ -291,21 +292,9 @@ def runs_with_scale(metrics):
 
 def plot_uncertainty(path, metrics):
     """The curves behind AUSE and ECE."""
-    figure = Figure(figsize=(11, 4.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for name, row in runs_with_scale(metrics).items():
-        order, size = row["sparsification"], row["reliability"]
-        style = line_style(metrics, name)
-        left.plot(order["removed"], order["map"],
-                  label=f"{label(name)}, AUSE {order['ause']:.3f}", **style)
-        left.plot(order["removed"], order["oracle"], ":", color=style["color"])
-        right.plot(size["nominal"], size["observed"],
-                   label=f"{label(name)}, ECE {size['ece']:.3f}", **style)
-    right.axline((0, 0), slope=1, color="gray", linestyle=":", label="ideal")
-    left.set(xlabel="share of pixels removed", ylabel="mean residual of the rest [grey levels]")
-    right.set(xlabel="nominal coverage", ylabel="observed coverage", xlim=(0, 1), ylim=(0, 1))
-    for ax in (left, right):
-        ax.legend(fontsize=8)
+    figure = plot_order_and_size(
+        (label(name), row["sparsification"], row["reliability"], line_style(metrics, name))
+        for name, row in runs_with_scale(metrics).items())
     save_figure(path, figure, "Left: pixels of largest scale are removed first. A good curve falls "
                 "like its oracle (dotted), which removes the largest residuals first. AUSE is the "
                 "area between them over the first value. Right: how often an interval around the "

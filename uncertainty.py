@@ -11,6 +11,7 @@ E|r|. For Eq. 9 alpha is G^sigma(x), beta 1 and E|r| alpha; ugac has maps of alp
 model patch inconsistency: that they follow the residual is a finding, not a theorem.
 """
 import torch
+from matplotlib.figure import Figure
 
 import run
 
@@ -118,7 +119,7 @@ def reliability(residual, alpha, beta):
             "ece": float((observed - PROBABILITIES).abs().mean())}
 
 
-# ---------------------------------------------------------------- four made-up maps
+# ---------------------------------------------------------------- four made-up maps, curves
 
 def made_up_maps(generator):
     """Residuals of a known Laplace scale [16,1,32,32], and four maps of them by their name."""
@@ -130,27 +131,38 @@ def made_up_maps(generator):
                       "shuffled": shuffled.view_as(honest)}
 
 
+def plot_order_and_size(rows):
+    """Rows of a label, sparsification(), reliability() and a matplotlib style -> the figure of the
+    curves behind AUSE and ECE."""
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name, order, size, style in rows:
+        left.plot(order["removed"], order["map"], label=f"{name}, AUSE {order['ause']:.3f}",
+                  **style)
+        left.plot(order["removed"], order["oracle"], ":", color=style["color"])
+        right.plot(size["nominal"], size["observed"], label=f"{name}, ECE {size['ece']:.3f}",
+                   **style)
+    right.axline((0, 0), slope=1, color="gray", linestyle=":", label="ideal")
+    left.set(xlabel="share of pixels removed", ylabel="mean residual of the rest [grey levels]")
+    right.set(xlabel="nominal coverage", ylabel="observed coverage", xlim=(0, 1), ylim=(0, 1))
+    left.legend(fontsize=8)
+    right.legend(fontsize=8)
+    return figure
+
+
 def main():
-    from matplotlib.figure import Figure
     run.make_parser(__doc__).parse_args()
     residual, maps = made_up_maps(torch.Generator().manual_seed(0))
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    rows = []
     for k, (name, scale) in enumerate(maps.items()):
         correlation = correlate(residual, scale, residual >= 0)["pearson_pixel"]
         order = sparsification(residual, scale)
         size = reliability(residual, scale, torch.ones_like(scale))
-        style = dict(color=f"C{k}", marker="osD^"[k], markersize=4)
-        left.plot(order["removed"], order["map"], label=name, **style)
-        right.plot(size["nominal"], size["observed"], label=name, **style)
+        style = dict(color=f"C{k}", marker="osD^"[k], markersize=9 - 2 * k)
+        rows.append((name, order, size, style))
         pearson_r = "undefined" if correlation is None else f"{correlation:.2f}"
         print(f"{name:<14} Pearson {pearson_r:<10} AUSE {order['ause']:.3f}  ECE {size['ece']:.3f}")
-    left.plot(order["removed"], order["oracle"], "k:", label="oracle")
-    left.set(xlabel="share of pixels removed", ylabel="mean residual of the rest")
-    right.axline((0, 0), slope=1, color="gray", linestyle=":", label="ideal")
-    right.set(xlabel="nominal coverage", ylabel="observed coverage")
-    left.legend()
-    right.legend()
+    figure = plot_order_and_size(rows)
     run.replace_file("uncertainty.png", lambda new: figure.savefig(new, dpi=80, format="png"))
     print("wrote uncertainty.png")
 
