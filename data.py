@@ -1,4 +1,4 @@
-"""Slices in, batches out (Sec. 4.1): two piles, and pairs to judge by.
+"""Slices in, batches out (Sec. 4.1): two piles, and pairs to evaluate by.
 
     python data.py                           looks at the built-in phantoms
     python data.py ixi_slices/ --h5 ixi.h5   looks at a folder and packs it
@@ -193,7 +193,7 @@ def six_indices(n):
 
 def load(data, size, sets=SETS):
     """Reads the named sets at size x size into memory (20k + 20k slices of 256x256: 2.6 GB), says
-    what is there. Ends in one sentence where there is nothing to train on or to judge by."""
+    what is there. Ends in one sentence where there is nothing to train on or to evaluate by."""
     path = Path(data)
     if str(data) == "phantom":
         slices = phantom_slices(size)
@@ -267,10 +267,10 @@ def find_images(root):
     if cyclegan:
         one, other, inputs, targets = (images_in(root / name) for name in SET_FOLDERS[3:])
     else:
-        one, other, judged = (images_in(root / name) for name in SET_FOLDERS[:3])
-        inputs, targets = ({name.removesuffix(end): path for name, path in judged.items()
+        one, other, halves = (images_in(root / name) for name in SET_FOLDERS[:3])
+        inputs, targets = ({name.removesuffix(end): path for name, path in halves.items()
                             if name.endswith(end)} for end in ("_input", "_target"))
-        odd = [p.name for name, p in judged.items() if not name.endswith(("_input", "_target"))]
+        odd = [p.name for name, p in halves.items() if not name.endswith(("_input", "_target"))]
     if targets and not inputs.keys() & targets.keys():
         if not cyclegan:
             fail(f"{root}/evaluation: no NAME_input has its NAME_target; complete the pairs, or "

@@ -105,7 +105,7 @@ def moved(images, down, right):
 def displacement(translation, truth, rounds=5):
     """How far the translations of a run lie from where they should: nothing in Eq. 5 holds them.
 
-    truth = c T + g . grad T + constant   in least squares over all images; T lies g/c off its place
+    truth = c T + g . grad T + constant   in least squares over all images; T is off by g/c
 
     T is the translation, moved back by what the rounds before have found. [n,1,h,w] in [0,255] ->
     pixels down and to the right, and the translation moved back; None twice where T is constant.
@@ -343,12 +343,12 @@ def evaluate_runs(runs, slices, out, device):
 def summary(row):
     """Lines about one run: where it lies, and what its map knows; no dark air flatters the latter
     in the foreground."""
-    place, about = row["displacement"], row["uncertainty"]
+    off, about = row["displacement"], row["uncertainty"]
     head = two_digits(row["scenarios"]["GN0"]["ssim_head"])
     lines = [f"SSIM in the head {head}; displacement undefined"]
-    if place:
-        lines = [f"SSIM in the head {head}; lies {place['down']:.2f} pixels too low and "
-                 f"{place['right']:.2f} too far right, SSIM {place['ssim']:.2f} with that undone"]
+    if off:
+        lines = [f"SSIM in the head {head}; lies {off['down']:.2f} pixels too low and "
+                 f"{off['right']:.2f} too far right, SSIM {off['ssim']:.2f} with that undone"]
     for region, numbers in about["correlation"].items() if about else ():
         image, image_ranks, pixel, pixel_ranks = map(two_digits, numbers.values())
         lines.append(f"Pearson/Spearman of scale and residual, {region}: {image}/{image_ranks} per "

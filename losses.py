@@ -2,7 +2,7 @@
 
     python losses.py    draws Eq. 9 over the scale for a few residuals, minima marked: losses.png
 
-    paper       here          shape          meaning                                        place
+    paper       here          shape          meaning                                        where
     x           x             [b,c_in,d,d]   a batch from the input domain, in [-1,1]       Sec. 3.1
     y           y             [b,c_out,d,d]  one from the target domain, unrelated to x     Sec. 3.1
     G_theta     G             x -> two maps  the generator: image G^I(x), scale G^sigma(x)  Sec. 3.3

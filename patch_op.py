@@ -61,7 +61,7 @@ def resampling_matrix(size, start, d, dtype):
 
     A[i,start+k] = cubic(u_i - k) for 0 <= k < size, else 0; each row sums to 1
 
-    with u_i = (i + 1/2) size/d - 1/2, the place of output pixel i in the crop (pixel centres lie at
+    with u_i = (i + 1/2) size/d - 1/2, where output pixel i lies in the crop (pixel centres lie at
     half numbers). size, start: int64 [b]; d: pixels -> [b,d,d] of dtype. Taps outside the crop are
     dropped, as in TensorFlow. A constant stays constant, and size = d gives the identity.
     """

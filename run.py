@@ -368,7 +368,7 @@ def load_states(parts, states):
 
 def begin(folder, config, checkpoint):
     """Makes a run's folder ready: drops log lines after the checkpoint, or cut short, which will
-    be written again, and puts the checkpoint in its place, where a damaged one may stand."""
+    be written again, and saves the checkpoint once more, where a damaged one may lie."""
     if not is_first():
         return
     log_file, last = folder / "log.jsonl", checkpoint["step"] if checkpoint else 0
