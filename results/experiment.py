@@ -237,6 +237,17 @@ def reference_table(rows):
         for name, score in rows["references"].items() if name not in ("air", "copy of the input")]
 
 
+def earlier_table(rows):
+    """Runs of 1,500 updates with lam 10 (cut: 1), which came before this experiment."""
+    lines = [["method", "seeds", "GN0", "GN20", "IP10"]]
+    for method, seeds in rows["earlier"].items():
+        own = [{"scenarios": scores} for scores in seeds.values()]
+        lines.append([method, "0 to 2" if len(own) == 3 else ", ".join(seeds),
+                      *(both_scores(own, s) if len(own) == 3 else pair(own[0]["scenarios"][s])
+                        for s in ("GN0", "GN20", "IP10"))])
+    return lines
+
+
 def markdown(lines):
     lines = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
@@ -298,7 +309,7 @@ def main():
     elif command == "references":
         references()
     elif command == "tables":
-        for lines in (main_table, recipe_table, lam_table, reference_table):
+        for lines in (main_table, recipe_table, lam_table, reference_table, earlier_table):
             print(markdown(lines(read())))
     elif command == "figures":
         figures()

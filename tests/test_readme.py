@@ -319,7 +319,8 @@ def test_the_tables_of_the_experiment_are_those_stored():
     stored_rows = stored("experiment.json")
     for title, lines in (("All methods", experiment.main_table), ("The weight lam", experiment.lam_table),
                          ("The recipe", experiment.recipe_table),
-                         ("What the numbers mean", experiment.reference_table)):
+                         ("What the numbers mean", experiment.reference_table),
+                         ("Earlier runs", experiment.earlier_table)):
         expected = lines(stored_rows)
         assert table(section(RESULTS, title), " | ".join(expected[0])) == expected[1:], title
 
