@@ -12,10 +12,10 @@
 H: Y -> X is an inverse generator, g a critic on X, f_T one on mirrored images, F the heads of CUT.
 |.| is the mean over pixels and batch. pi asks for a small |G(P(x)) - P(G(x))|, gcgan for the same
 with T for P. So uagc, which the paper does not have, helps to tell the effect of patches from that
-of the likelihood, though its critics differ, too. Every critic pays Eq. 2 and every generator
-Eq. 3. Critic, optimisers, number of updates and, but for ugac's third head, U-Net are the same for
-all, whatever the methods' own recipes. gcGAN's code also has an identity term of weight 5, UGAC's
-identity terms and an adversarial weight of 0.05: ours have neither.
+of the likelihood, though its critics differ, too. Every critic's risk contains Eq. 2, every
+generator's Eq. 3. Critic, optimisers, number of updates and, but for ugac's third head, U-Net are
+the same for all, whatever the methods' own recipes. gcGAN's code also has an identity term of
+weight 5, UGAC's identity terms and an adversarial weight of 0.05: ours have neither.
 """
 import torch
 from torch import nn
@@ -30,14 +30,14 @@ LAM = {"cut": 1.0}  # our weights other than 10; gcGAN's authors have 20
 
 
 def trains_scale(config):
-    """True where the scale head is trained: elsewhere its output must not be shown as a map."""
+    """Says whether the scale head is trained: elsewhere its output must not be shown as a map."""
     return config["method"] in ("uapi", "ugac", "uagc") and config["lam"] > 0
 
 
 # ---------------------------------------------------------------- cycleGAN (Zhu et al., 2017)
 
 def cyclegan_generator_loss(f, g, G, H, x, y, lam):
-    """There and back again: each generator must undo the other.
+    """Each generator must undo the other, there and back again.
 
     l_gen = -f(G(x)) - g(H(y)) + lam ( |H(G(x)) - x| + |G(H(y)) - y| )
 
@@ -53,7 +53,7 @@ def cyclegan_generator_loss(f, g, G, H, x, y, lam):
 # ---------------------------------------------------------------- UGAC (Upadhyay et al., 2021)
 
 class ThreeHeadedUNet(UNet):
-    """UGAC's generator: image, and alpha and beta of a generalized Gaussian for every pixel.
+    """UGAC's generator gives image, alpha and beta of a generalized Gaussian for every pixel.
 
     alpha = softplus(.) + 1e-3,  beta = min(softplus(.) + 0.1, 4)
 
@@ -74,7 +74,7 @@ class ThreeHeadedUNet(UNet):
 
 
 def generalized_gaussian(r, alpha, beta):
-    """Negative log likelihood under a generalized Gaussian; beta = 1 is Laplace, 2 is Gauss.
+    """Returns -log likelihood under a generalized Gaussian; beta = 1 is Laplace, 2 is Gauss.
 
     -log p = (|r| / alpha)^beta - log(beta / alpha) + log Gamma(1 / beta)     (+ log 2, left out)
 
@@ -87,12 +87,12 @@ def generalized_gaussian(r, alpha, beta):
 
 
 def ugac_generator_loss(f, g, G, H, x, y, lam, w1=1.0, w2=0.015):
-    """cycleGAN with a likelihood of what the way there and back has lost, r.
+    """UGAC is cycleGAN with a likelihood of what the way there and back has lost, r.
 
     l_gen = -f(G(x)) - g(H(y)) + lam sum_r ( w1 |r| + w2 NLL(r) ),  r = H(G(x)) - x and G(H(y)) - y
 
-    x, y [b,1,d,d]; G(x), H(y) -> image, alpha, beta -> scalar and its terms. alpha and beta belong
-    to the generator that comes back: G's are learned on fakes, H(y). w1, w2: the authors'.
+    x, y [b,1,d,d]; G(x), H(y) -> image, alpha, beta -> scalar and its terms. G's alpha and beta
+    are learned only where G translates H(y) back to y. w1, w2: the authors'.
     """
     fake_y, fake_x = G.image(x), H.image(y)
     back_x, alpha_x, beta_x = H(fake_y)
@@ -110,7 +110,7 @@ def ugac_generator_loss(f, g, G, H, x, y, lam, w1=1.0, w2=0.015):
 # ---------------------------------------------------------------- gcGAN (Fu et al., 2019), uagc
 
 def T(x):
-    """The mirror image: columns in reverse, [b,c,d,d] -> same shape. T is its own inverse."""
+    """Mirrors images, columns in reverse, [b,c,d,d] -> same shape. T is its own inverse."""
     return x.flip(-1)
 
 
@@ -138,18 +138,19 @@ def gcgan_generator_loss(f, f_T, G, x, lam, uncertainty=False):
 # ---------------------------------------------------------------- CUT (Park et al., 2020)
 
 def make_heads(width):
-    """F: from the channels of the image and of four stages of G's encoder to 256 numbers."""
+    """Makes F, from the channels of the image and of four stages of G's encoder to 256 numbers."""
     return nn.ModuleList(nn.Sequential(nn.Linear(c, 256), nn.ReLU(), nn.Linear(256, 256))
                          for c in (1, width, 2 * width, 4 * width, 8 * width))
 
 
 def draw_pixels(d, generator, most=256):
-    """Pixels without replacement for each of the five layers: list of int64 [min(256, all)]."""
+    """Draws pixels without replacement for each of five layers: list of int64 [min(256, all)]."""
     return [torch.randperm((d // k) ** 2, generator=generator)[:most] for k in (1, 1, 2, 4, 8)]
 
 
 def features(G, F, image, pixels):
-    """image [b,1,d,d] -> for each layer the given pixels as unit vectors, list of [b,S,256]."""
+    """Returns each layer's given pixels of an image [b,1,d,d] as unit vectors, list of
+    [b,S,256]."""
     vectors = []
     for head, layer, index in zip(F, [image, *G.encode(image, stages=4)], pixels):
         chosen = layer.flatten(2)[:, :, index.to(image.device)].transpose(1, 2)      # [b,S,c]
@@ -158,7 +159,7 @@ def features(G, F, image, pixels):
 
 
 def nce(q, k, tau=0.07):
-    """Contrastive loss: a pixel of the output must find its own among those of the same input.
+    """A pixel of the output must find its own among those of the same input (contrastive loss).
 
     NCE = -1/(bS) sum_{n,s} log( exp(q_ns . k_ns / tau) / sum_t exp(q_ns . k_nt / tau) )
 
@@ -199,7 +200,7 @@ def make_generator(method, width):
 
 
 def build_networks(config):
-    """What a method trains -> theta: G, and H or F; omega: f, and g or f_T."""
+    """Builds what a method trains -> theta: G, and H or F; omega: f, and g or f_T."""
     method, width, critic_width = config["method"], config["width"], config["critic_width"]
     theta = nn.ModuleDict({"G": make_generator(method, width)})
     omega = nn.ModuleDict({"f": Critic(width=critic_width)})
@@ -213,7 +214,7 @@ def build_networks(config):
 
 
 def critic_risk(method, theta, omega, x, y, eps, p):
-    """One critic update's risk, fakes detached.
+    """Returns one critic update's risk, fakes detached.
 
     l_cri = sum of C over the method's triples (critic; real, fake),   C = Eq. 2
 
@@ -230,7 +231,7 @@ def critic_risk(method, theta, omega, x, y, eps, p):
 
 
 def generator_risk(method, theta, omega, x, y, lam, generator):
-    """One generator update's risk of any method above -> scalar and its terms, detached."""
+    """Returns one generator update's risk of any method above, a scalar, and its detached terms."""
     G, f = theta["G"], omega["f"]
     if method == "cyclegan":
         risk, terms = cyclegan_generator_loss(f, omega["g"], G, theta["H"], x, y, lam)
@@ -245,7 +246,7 @@ def generator_risk(method, theta, omega, x, y, lam, generator):
 
 
 def train(config, slices, state):
-    """The loop of train.py with the risks above; arguments and what it yields as there."""
+    """Runs the loop of train.py with the risks above; it takes and yields what that does."""
     method, theta, omega = config["method"], state.theta, state.omega
     opt_G, opt_f = state.opt_G, state.opt_f
     b, d, n_c = config["batch"], config["size"], config["critic_steps"]

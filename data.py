@@ -41,7 +41,7 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy")
 
 
 class Slices(NamedTuple):
-    """One data set in memory, uint8 [n,d,d] each; pairs share their index. For colour, c_in = c_out
+    """Holds one data set, uint8 [n,d,d] each; pairs share their index. For colour, c_in = c_out
     = c = 3, read_grey() and unsqueeze(1) here and every UNet() and Critic() would change."""
     input: np.ndarray
     target: np.ndarray
@@ -50,8 +50,8 @@ class Slices(NamedTuple):
     names: dict                      # set -> list of n names
 
     def on(self, device):
-        """input and target as torch uint8 [n,1,d,d], on the device where each fills at most half
-        of what is free."""
+        """Returns input and target as torch uint8 [n,1,d,d], on the device where each fills at
+        most half of what is free."""
         piles = [torch.from_numpy(images).unsqueeze(1) for images in (self.input, self.target)]
         cuda = torch.device(device).type == "cuda"
         return [pile if cuda and pile.numel() > torch.cuda.mem_get_info(device)[0] / 2
@@ -76,8 +76,9 @@ def say_skipped(reasons, total, what):
 # ---------------------------------------------------------------- one image
 
 def to_grey_levels(values, path):
-    """Numbers [h,w] -> uint8 [h,w]. 8-bit stays as it is; all else is scaled, this image's smallest
-    value to 0, its largest to 255, a constant one to 0. ValueError: not one finite grey image."""
+    """Scales numbers [h,w] -> uint8 [h,w]. 8-bit stays as it is; all else is scaled, this image's
+    smallest value to 0, its largest to 255, a constant one to 0. ValueError: not one finite grey
+    image."""
     shape, kind = values.shape, values.dtype
     # A single pixel is no image, and to_square() would make a huge square of a long strip.
     if len(shape) != 2 or kind.kind not in "uifb" or min(shape) < 2 or max(shape) > 8192:
@@ -95,7 +96,7 @@ def to_grey_levels(values, path):
 
 
 def read_picture(file):
-    """An open PNG, JPEG or TIFF -> numbers [h,w], turned upright, colour made grey. ValueError for
+    """Reads an open PNG, JPEG or TIFF -> numbers [h,w], upright, colour made grey. ValueError for
     what Pillow would read, but wrongly."""
     with Image.open(file, formats=("PNG", "JPEG", "TIFF")) as picture:
         frames, mode, packing = getattr(picture, "n_frames", 1), picture.mode, str(picture.tile)
@@ -116,11 +117,12 @@ def read_picture(file):
         values = np.asarray(picture.convert("L") if mode in ("RGB", "P", "YCbCr", "1") else picture)
     if bits == (32,) and values.dtype == np.int32 and kind in (None, (1,)):
         values = values.view(np.uint32)
-    return -values.astype(float) if zero == 0 and values.itemsize > 1 else values  # Pillow turns L
+    # Where 0 is white, Pillow inverts 8 bits, but no more.
+    return -values.astype(float) if zero == 0 and values.itemsize > 1 else values
 
 
 def read_grey(path):
-    """A picture file -> uint8 [h,w]: colour to grey (ITU-R 601), 16-bit and float scaled per image
+    """Reads a picture -> uint8 [h,w]: colour to grey (ITU-R 601), 16-bit and float scaled per image
     to [0,255]. ValueError, one sentence: unreadable, animated, with transparency, or not grey."""
     try:
         if not os.path.isfile(path):  # opening a pipe would wait for ever
@@ -140,7 +142,7 @@ def read_grey(path):
 
 
 def to_square(grey, size):
-    """uint8 [h,w] -> uint8 [size,size]: padded to a square with its own minimum, then resized by
+    """Pads uint8 [h,w] with its minimum to a square, then resizes it to uint8 [size,size] by
     Pillow's box filter when it shrinks (each pixel the mean of those it covers), else bicubic."""
     side = max(grey.shape)
     margins = [((side - n) // 2, (side - n + 1) // 2) for n in grey.shape]
@@ -185,7 +187,7 @@ def picture_grid(path, columns, maps=0, caption="", square=None, labels=()):
 
 
 def six_indices(n):
-    """Six indices out of n, evenly spread."""
+    """Returns six indices out of n, evenly spread."""
     return np.linspace(0, n - 1, 6).round().astype(int)
 
 
@@ -210,8 +212,8 @@ def load(data, size, sets=SETS):
 
 
 def phantom_slices(size, subjects=40, slices=6, seed=0):
-    """Built-in data: subjects people in input, as many others in target, a fifth as many others in
-    evaluation -> Slices at size x size."""
+    """Draws built-in data: subjects people in input, as many others in target, a fifth as many
+    others in evaluation -> Slices at size x size."""
     total = 2 * subjects + max(1, subjects // 5)
     t1, t2 = phantoms(total, size, slices, seed)
     names = [f"phantom{subject:03d}_{k:02d}" for subject in range(total) for k in range(slices)]
@@ -221,13 +223,13 @@ def phantom_slices(size, subjects=40, slices=6, seed=0):
 
 
 def gather(images, names, size):
-    """{set: images}, {set: names} -> Slices, empty where a set was not read."""
+    """Turns {set: images}, {set: names} into Slices, empty where a set was not read."""
     arrays = (np.array(images.get(s, []), np.uint8).reshape(-1, size, size) for s in SETS)
     return Slices(*arrays, {s: names.get(s, []) for s in SETS})
 
 
 def list_folder(folder):
-    """The paths in a folder, sorted: the order of files on the disk numbers no slices."""
+    """Lists a folder, sorted: the order of files on the disk numbers no slices."""
     try:
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except (FileNotFoundError, NotADirectoryError):
@@ -237,7 +239,7 @@ def list_folder(folder):
 
 
 def expected_layout(path, which):
-    """For error messages: the layout needed, and what was found."""
+    """Says, for error messages, which layout is needed, and what was found."""
     layouts, hint = "input/ and target/, or trainA/ and trainB/", ""
     if which == "evaluation_input":
         layouts = "evaluation/NAME_input.png and NAME_target.png, or testA/ and testB/"
@@ -250,7 +252,7 @@ def expected_layout(path, which):
 
 
 def images_in(folder):
-    """{name without ending: path}, sorted."""
+    """Returns {name without ending: path}, sorted."""
     paths = list_folder(folder)
     pictures = {path.stem: path for path in paths if path.suffix.lower() in ENDINGS}
     if others := [path.name for path in paths if pictures.get(path.stem) != path]:
@@ -260,7 +262,7 @@ def images_in(folder):
 
 
 def find_images(root):
-    """A folder in either layout -> list of (name, {set: path}), a pair in one entry. What has no
+    """Searches a folder in either layout -> [(name, {set: path})], a pair in one entry. What has no
     partner is left out, named and counted, where others have one."""
     inside, odd = {path.name for path in list_folder(root) if os.path.isdir(path)}, []
     cyclegan = bool({"trainA", "testA"} & inside)
@@ -290,8 +292,8 @@ def find_images(root):
 
 
 def read_folder(root, size, sets):
-    """A folder -> {set: images}, {set: names}. What cannot be read is named, counted and left out,
-    a pair as a whole."""
+    """Reads a folder -> {set: images}, {set: names}. What cannot be read is named, counted and left
+    out, a pair as a whole."""
     images, names, bad = {s: [] for s in SETS}, {s: [] for s in SETS}, []
     entries = [(name, paths) for name, paths in find_images(root) if paths.keys() <= set(sets)]
     for done, (name, paths) in enumerate(entries, 1):
@@ -307,7 +309,7 @@ def read_folder(root, size, sets):
 
 
 def read_h5(path, size, sets):
-    """An .h5 file -> {set: images}, {set: names}, scaled image by image, as files are."""
+    """Reads an .h5 -> {set: images}, {set: names}, scaled image by image, as files are."""
     try:
         with h5py.File(path, "r") as file:
             for key, ndim in [(s, 3) for s in sets] + [(f"{s}_names", 1) for s in sets]:
@@ -358,12 +360,12 @@ def describe(data, slices, sets):
 # ---------------------------------------------------------------- batches
 
 def to_unit(images):
-    """Grey levels 0..255 -> [-1,1], what networks and losses see (Sec. 4.2)."""
+    """Brings grey levels 0..255 to [-1,1], what networks and losses see (Sec. 4.2)."""
     return images.float() / 127.5 - 1
 
 
 def draw(images, b, generator, device):
-    """b images drawn with replacement -> float32 [b,1,d,d] in [-1,1] on device. The generator lives
+    """Draws b images with replacement -> float32 [b,1,d,d] in [-1,1] on device. The generator lives
     on the CPU, so that a seed draws the same slices on every device."""
     index = torch.randint(len(images), (b,), generator=generator)
     return to_unit(images[index.to(images.device)].to(device))

@@ -3,9 +3,9 @@
     python evaluate.py runs/uapi runs/pi --data ixi_slices/ --out evaluation
 
 Runs are scored on pairs: Table 1 and figures. Without pairs their translations
-are written, as translate.py does. A run with --lam 0 or of a method without a
-scale trains none: then none is drawn or scored. uncertainty.py explains what is
-asked of a scale.
+are written, as translate.py does. A run with --lam 0, or of a method without a
+scale, has no trained scale, so none is drawn or scored. uncertainty.py explains
+what is asked of a scale.
 """
 import itertools
 import json
@@ -33,7 +33,7 @@ is worse than its input. "ssim_head" leaves out air. "displacement", on GN0: how
 many pixels translations lie too low and too far right, and SSIM with that
 undone. "pcc_image", "pcc_pixel" (Sec. 4.5): Pearson of residual and scale over
 images and pixels. "uncertainty": all that uncertainty.py asks, on GN0 and at
-most 512 images. evaluate.py explains each at the function of its name."""
+most 512 images."""
 SCENARIOS = ("GN0", "GN5", "GN10", "GN20", "IP2", "IP5", "IP10")
 FOREGROUND = 25.5  # truth above 10 % of the range; air is trivially right, inflates correlations
 
@@ -41,7 +41,7 @@ FOREGROUND = 25.5  # truth above 10 % of the range; air is trivially right, infl
 # ---------------------------------------------------------------- Sec. 4.2: metrics
 
 def psnr(a, b, data_range=255.0):
-    """Peak signal-to-noise ratio of each image (Sec. 4.2).
+    """Returns the peak signal-to-noise ratio of each image (Sec. 4.2).
 
     PSNR = 10 log10( data_range^2 / mean_j (a_j - b_j)^2 )
 
@@ -52,7 +52,7 @@ def psnr(a, b, data_range=255.0):
 
 
 def ssim_windows(a, b, data_range=255.0):
-    """Structural similarity in every window (Sec. 4.2, Wang et al. 2004).
+    """Returns the structural similarity in every window (Sec. 4.2, Wang et al. 2004).
 
     (2 mu_a mu_b + C1) (2 cov_ab + C2) / ( (mu_a^2 + mu_b^2 + C1) (var_a + var_b + C2) ),
     C1 = (0.01 data_range)^2, C2 = (0.03 data_range)^2
@@ -76,7 +76,7 @@ def ssim_windows(a, b, data_range=255.0):
 
 
 def ssim(a, b, data_range=255.0):
-    """Structural similarity of each image (Sec. 4.2): the mean over its windows.
+    """Returns the structural similarity of each image (Sec. 4.2): the mean over its windows.
 
     a, b [n,1,h,w] in [0,data_range] -> [n] in [-1,1]. The released code lets 7x7x7 windows cross
     images.
@@ -85,9 +85,9 @@ def ssim(a, b, data_range=255.0):
 
 
 def ssim_head(translation, truth):
-    """SSIM where there is something to see: the mean over the windows of all images in which the
-    truth's Gaussian mean is at least 6 grey levels. Air is one grey level in the truth and costs
-    every method alike. [n,1,h,w] in [0,255] -> one number, None where there is no such window."""
+    """Returns SSIM without air: the mean over the windows of all images in which the truth's
+    Gaussian mean is at least 6 grey levels. Air has grey level 1 in the truth, and every method
+    loses the same there. [n,1,h,w] in [0,255] -> one number, None where there is no such window."""
     pairs = zip(translation.split(BATCH), truth.split(BATCH))
     inside = [similarity[mean >= 6] for similarity, mean in itertools.starmap(ssim_windows, pairs)]
     inside = torch.cat(inside).double()
@@ -95,15 +95,15 @@ def ssim_head(translation, truth):
 
 
 def moved(images, down, right):
-    """[n,1,h,w] in [0,255] moved by a fraction of a pixel, same shape and range: a Fourier shift,
-    clamped, since interpolation would blur, and blur alone changes SSIM."""
+    """Moves images [n,1,h,w] in [0,255] by fractions of a pixel: a Fourier shift, clamped, since
+    interpolation would blur, and blur alone changes SSIM."""
     rows, columns = (torch.fft.fftfreq(n, dtype=torch.float64) for n in images.shape[2:])
     turn = torch.exp(-2j * torch.pi * (down * rows[:, None] + right * columns))
     return torch.fft.ifft2(torch.fft.fft2(images.double()) * turn).real.clamp(0, 255)
 
 
 def displacement(translation, truth, rounds=5):
-    """How far the translations of a run lie from where they should: nothing in Eq. 5 holds them.
+    """Finds how far a run's translations lie from where they should: Eq. 5 does not hold them.
 
     truth = c T + g . grad T + constant   in least squares over all images; T is off by g/c
 
@@ -130,7 +130,7 @@ def displacement(translation, truth, rounds=5):
 # ---------------------------------------------------------------- Sec. 4.2: test scenarios
 
 def perturb(x, scenario, generator=None):
-    """A test scenario of Sec. 4.2, on grey levels.
+    """Perturbs images as a test scenario of Sec. 4.2, on grey levels.
 
     GNk: clip(x + N(0, (k/100 * 255)^2), 0, 255).   IPk: with probability k/100 a pixel is U[0,255].
 
@@ -148,8 +148,8 @@ def perturb(x, scenario, generator=None):
 
 
 def perturb_all(images, scenario):
-    """uint8 [n,h,w] -> float32 [n,1,h,w], every image from a seed of its own: the same noise for
-    every method, whatever the batch."""
+    """Perturbs uint8 [n,h,w] -> float32 [n,1,h,w]. Every image has a seed of its own, so that all
+    methods see the same noise, whatever the batch."""
     first, x = 100_000 * SCENARIOS.index(scenario), torch.from_numpy(images).float().unsqueeze(1)
     return torch.cat([perturb(image, scenario, torch.Generator().manual_seed(first + i))
                       for i, image in enumerate(x.split(1))])
@@ -158,8 +158,8 @@ def perturb_all(images, scenario):
 # ---------------------------------------------------------------- Sec. 4.3: Table 1
 
 def score(translation, truth, patients):
-    """SSIM x 100 and PSNR: mean over images, and mean and deviation over the patients' means.
-    On the CPU: CUDA's convolutions may round to TF32, which moves SSIM by 0.3 points."""
+    """Returns SSIM x 100 and PSNR: the mean over images, and mean and deviation over the patients'
+    means. It runs on the CPU: CUDA may round to TF32, which moves SSIM by 0.3 points."""
     head = ssim_head(translation, truth)
     row = {"ssim_head": None if head is None else 100 * head}
     for name, metric, unit in (("ssim", ssim, 100), ("psnr", psnr, 1)):
@@ -172,7 +172,7 @@ def score(translation, truth, patients):
 
 
 def score_in_place(translation, truth):
-    """A run's displacement() and its SSIM with that undone; None where it is undefined."""
+    """Returns displacement() and SSIM with that undone; None where it is undefined."""
     off, moved_back = displacement(translation, truth)
     return off and {"down": off[0], "right": off[1],
                     "ssim": 100 * float(ssim(moved_back, truth).mean())}
@@ -184,7 +184,7 @@ def scores_of(metrics):
 
 
 def table(metrics):
-    """metrics -> Table 1 in markdown: run, then SSIM/PSNR of each scenario."""
+    """Writes Table 1 in markdown: run, then SSIM/PSNR of each scenario."""
     rows = [["run", *SCENARIOS], ["---"] * (1 + len(SCENARIOS))]
     rows += [[run.printable(name), *(f"{row[s]['ssim']:.2f}/{row[s]['psnr']:.2f}"
                                      for s in SCENARIOS)]
@@ -195,7 +195,7 @@ def table(metrics):
 # ---------------------------------------------------------------- Sec. 4.4: Figures 2-5
 
 def line_style(metrics, name):
-    """A row's colour and marker, the same in every figure."""
+    """Gives a row its colour and marker, the same in every figure."""
     if name not in metrics["runs"]:
         return {"color": "black", "marker": "x", "linestyle": ":"}
     k = list(metrics["runs"]).index(name)
@@ -203,7 +203,7 @@ def line_style(metrics, name):
 
 
 def plot_psnr(path, metrics):
-    """Figures 2 and 3: PSNR over the seven scenarios."""
+    """Draws Figures 2 and 3: PSNR over the seven scenarios."""
     figure = Figure(figsize=(9, 5), layout="constrained")
     ax = figure.subplots()
     for name, row in scores_of(metrics).items():
@@ -216,7 +216,7 @@ def plot_psnr(path, metrics):
 
 
 def plot_translations(path, x, translations, truth=None):
-    """Figure 4, and without truth Figure 5. [6,1,d,d] each; translations: by the run's name."""
+    """Draws Figure 4, without truth Figure 5. [6,1,d,d] each; translations: by the run's name."""
     columns = [("input", x), *((label(name), image) for name, image in translations.items())]
     columns += [] if truth is None else [("truth", truth)]
     picture_grid(path, columns, caption="A good translation has the input's anatomy, down to small "
@@ -226,26 +226,26 @@ def plot_translations(path, x, translations, truth=None):
 # ---------------------------------------------------------------- Sec. 4.5: Figures 6-9
 
 def choose_512(n):
-    """512 indices out of n, or all, in random order, always the same: as many as Sec. 4.5 takes."""
+    """Returns 512 indices of n, as Sec. 4.5 does, or all, in a random order, always the same."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(0))[:512].numpy()
 
 
 def middle_slices(patients):
-    """The indices of the middle slice of each of the first four patients."""
+    """Returns the index of the middle slice of each of the first four patients."""
     own = [np.flatnonzero(patients == who) for who in dict.fromkeys(patients)]
     return [indices[len(indices) // 2] for indices in own[:4]]
 
 
 def plot_residuals(path, x, translation, truth, scale, patients):
-    """Figures 6 and 8: where the residual is and, of runs with a scale, where that says it is. One
-    row a patient; [n,1,d,d] each."""
+    """Draws Figures 6 and 8: the residual and, of runs with a scale, the scale beside it. One row
+    is one patient; [n,1,d,d] each."""
     scores = zip(patients, 100 * ssim(translation, truth), psnr(translation, truth))
     labels = [f"{label(who)}\nSSIM {s:.1f}\nPSNR {p:.1f} dB" for who, s, p in scores]
     columns = [("input\n$x$", x), ("translation\n$G(x)$", translation), ("truth", truth),
                ("residual\n|G(x) - truth|", (translation - truth).abs())]
     caption = "The residual should be dark."
     if scale is not None:
-        columns.append(("scale\nit expects", scale))
+        columns.append(("scale\n(expected)", scale))
         caption = ("A good scale is bright where the residual is bright. One colour bar holds for "
                    "both.")
     picture_grid(path, columns, len(columns) - 3, caption, labels=labels)
@@ -256,7 +256,7 @@ def two_digits(correlation):
 
 
 def plot_scatter(path, metrics, points):
-    """Figures 7 and 9: mean scale against mean residual, one point an image, one panel a run."""
+    """Draws Figures 7 and 9: mean scale against mean residual, a point an image, a panel a run."""
     figure = Figure(figsize=(4 * len(points), 4.3), layout="constrained")
     axes = figure.subplots(1, len(points), squeeze=False)[0]
     for (name, means), ax in zip(points.items(), axes):
@@ -272,7 +272,7 @@ def plot_scatter(path, metrics, points):
 # ---------------------------------------------------------------- beyond the paper
 
 def score_map(translation, alpha, beta, truth):
-    """What metrics.json says about one map, and each image's mean residual and mean scale.
+    """Returns what metrics.json says about one map, and each image's mean residual and scale.
     [n,1,h,w] in grey levels but for beta."""
     residual, scale = (translation - truth).abs(), expected_residual(alpha, beta)
     regions = {"whole": torch.ones_like(truth, dtype=torch.bool), "foreground": truth > FOREGROUND}
@@ -291,21 +291,22 @@ def runs_with_scale(metrics):
 
 
 def plot_uncertainty(path, metrics):
-    """The curves behind AUSE and ECE."""
+    """Draws the curves behind AUSE and ECE."""
     figure = plot_order_and_size(
         (label(name), row["sparsification"], row["reliability"], line_style(metrics, name))
         for name, row in runs_with_scale(metrics).items())
     save_figure(path, figure, "Left: pixels of largest scale are removed first. A good curve falls "
                 "like its oracle (dotted), which removes the largest residuals first. AUSE is the "
-                "area between them over the first value. Right: how often an interval around the "
-                "translation holds the truth, and how often it should. Below the diagonal the "
-                "scale is too small. ECE is the mean distance from it. Both are 0 at best.")
+                "area between them divided by the first value. Right: how often an interval "
+                "around the translation holds the truth, and how often it should. Below the "
+                "diagonal the scale is too small. ECE is the mean distance from it; both are 0 at "
+                "best.")
 
 
 # ---------------------------------------------------------------- the program
 
 def evaluate_runs(runs, slices, out, device):
-    """Every run on every scenario -> metrics; draws the figures on the way."""
+    """Scores every run on every scenario -> metrics; draws the figures on the way."""
     truth = torch.from_numpy(slices.evaluation_target).float().unsqueeze(1)
     patients = np.array([patient(name) for name in slices.names["evaluation_input"]])
     six, middle, chosen = (six_indices(len(truth)), middle_slices(patients),
@@ -341,8 +342,8 @@ def evaluate_runs(runs, slices, out, device):
 
 
 def summary(row):
-    """Lines about one run: where it lies, and what its map knows; no dark air flatters the latter
-    in the foreground."""
+    """Returns lines about one run: its displacement and what its scale knows. The foreground leaves
+    out dark air, which flatters a scale."""
     off, about = row["displacement"], row["uncertainty"]
     head = two_digits(row["scenarios"]["GN0"]["ssim_head"])
     lines = [f"SSIM in the head {head}; displacement undefined"]
@@ -374,7 +375,7 @@ def evaluate_pairs(runs, slices, out, device):
 
 
 def translate_unpaired(runs, slices, out, device):
-    """Without pairs there is nothing to score: Figure 5, and every translation as a file."""
+    """Draws Figure 5 and writes every translation: without pairs there is nothing to score."""
     names, six = slices.names["evaluation_input"], six_indices(len(slices.evaluation_input))
     if len(set(names)) < len(names) or any(not n or Path(n).name != n or "\0" in n for n in names):
         run.fail("the names in evaluation_input_names cannot name files, or two are equal.")

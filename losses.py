@@ -29,7 +29,7 @@ from patch_op import patch
 
 
 def critic_slope(f, y, fake, eps):
-    """How steep the critic is between a fake and a real image, one number per image.
+    """Measures how steep the critic is between a fake and a real image, one number per image.
 
     (2)  || grad_{y~_n} f(y~_n) ||_2,   y~_n = eps_n G(x_n) + (1 - eps_n) y_n      (inside Eq. 2)
 
@@ -45,18 +45,18 @@ def critic_slope(f, y, fake, eps):
 
 
 def gradient_penalty(f, y, fake, eps):
-    """One-sided gradient penalty: slopes of f above 1 cost, slopes below 1 do not.
+    """The one-sided gradient penalty makes slopes of f above 1 cost; slopes below 1 do not.
 
     (2)  1/b sum_n ( (|| grad_{y~_n} f(y~_n) ||_2 - 1)_+ )^2                  (last term of Eq. 2)
 
-    y, fake [b,c,d,d] in [-1,1]; eps [b,1,1,1] in [0,1] -> scalar >= 0, not yet times p. On whole
-    images only. The released code penalises patches, too, and the slope of a summed 5x5 map.
+    y, fake [b,c,d,d] in [-1,1]; eps [b,1,1,1] in [0,1] -> scalar >= 0, not yet times p. It looks at
+    whole images only. The released code penalises patches, too, and the slope of a summed 5x5 map.
     """
     return (critic_slope(f, y, fake, eps) - 1).clamp(min=0).square().mean()
 
 
 def wasserstein_critic_loss(f, y, fake, eps, p=10.0):
-    """The critic's risk on whole images alone, for baselines.py: WGAN with a one-sided penalty.
+    """Returns the critic's risk on whole images alone, as baselines.py needs it (WGAN).
 
     (2)  l_cri = 1/b sum_n f(G(x_n)) - f(y_n) + p ((|| grad f(y~_n) ||_2 - 1)_+)^2
 
@@ -66,7 +66,7 @@ def wasserstein_critic_loss(f, y, fake, eps, p=10.0):
 
 
 def wasserstein_generator_loss(f, fake):
-    """The generator's adversarial risk: be scored high by the critic.
+    """The generator's adversarial risk falls as the critic scores its images higher.
 
     (3)  l_gen = -1/b sum_n f(G(x_n))
 
@@ -76,7 +76,7 @@ def wasserstein_generator_loss(f, fake):
 
 
 def critic_loss(f, y, fake, phi, eps, p=10.0):
-    """The critic's risk with patch invariance, on whole images and on patches.
+    """Returns the critic's risk with patch invariance, on whole images and on patches.
 
     (5)  l_cri = 1/b sum_n [ f(G(x_n)) - f(y_n) + f(P_n(G(x_n))) - f(P_n(y_n)) + p (...)^2 ]
 
@@ -98,15 +98,15 @@ def patch_l1(a, b):
     (6)  l_patch = d^-2 || G(P(x)) - P(G(x)) ||_1                             (last term of Eq. 6)
 
     a = P(G(x)), b = G(P(x)), [b,c,d,d] -> scalar >= 0, the mean over the batch. d^-2 as printed:
-    channels add up (c = 1 in the paper). Symmetric in a and b. It is zero for the identity and for
-    every affine map of the intensities, so only the critic makes outputs look like targets.
+    channels add up (c = 1 in the paper). It is symmetric in a and b, and zero for the identity and
+    for every affine map of the intensities, so only the critic makes outputs look like targets.
     """
     d = a.shape[-1]
     return ((b - a).abs().sum(dim=(1, 2, 3)) / d ** 2).mean()
 
 
 def patch_laplace(a, b, scale):
-    """Uncertainty-aware patch loss: -log likelihood of the residual under Laplace(0, scale).
+    """The uncertainty-aware patch loss is -log likelihood of the residual under Laplace(0, scale).
 
     (9)  l_patch = d^-2 sum_j |G(P(x))_j - P(G(x))_j| / G^sigma(P(x))_j + log(2 G^sigma(P(x))_j)
 
@@ -125,7 +125,7 @@ def patch_laplace(a, b, scale):
 
 
 def generator_loss(f, G, x, phi, lam, uncertainty=True):
-    """The generator's risk: look real, whole and in patches, and be patch invariant.
+    """The generator's risk asks G to look real, whole and in patches, and to be patch invariant.
 
     (6)  l_gen = 1/b sum_n [ -f(G(x_n)) - f(P_n(G(x_n))) + lam l_patch(theta, x_n, phi_n) ]
 

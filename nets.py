@@ -44,7 +44,7 @@ def double_conv(c_in, c_out):
 
 
 class Up(nn.Module):
-    """One level of the decoder: [b,2c,h,w] and its skip [b,c,2h,2w] -> [b,c,2h,2w]."""
+    """This is one level of the decoder: [b,2c,h,w] and its skip [b,c,2h,2w] -> [b,c,2h,2w]."""
 
     def __init__(self, c):
         super().__init__()
@@ -57,7 +57,7 @@ class Up(nn.Module):
 
 
 class UNet(nn.Module):
-    """The generator G: one image in, the translation and a scale per pixel out.
+    """The generator G takes one image and gives its translation and a scale per pixel.
 
     G(x) = [G^I(x), G^sigma(x)],   G^I = tanh(.),   G^sigma = softplus(.) + floor    (Sec. 3.3, 3.4)
 
@@ -78,7 +78,7 @@ class UNet(nn.Module):
         he_init(self)
 
     def encode(self, x, stages=6):
-        """x -> the encoder's first stages: [b,w,d,d], [b,2w,d/2,d/2], ..., [b,32w,d/32,d/32]."""
+        """Returns the encoder's first stages: [b,w,d,d], [b,2w,d/2,d/2], ..., [b,32w,d/32,d/32]."""
         check_size(x.shape[-1])
         x = with_speck(x)  # only a constant image changes
         levels = [self.down[0](x)]
@@ -87,14 +87,14 @@ class UNet(nn.Module):
         return levels
 
     def trunk(self, x):
-        """x -> what both heads share: [b,2w,d/2,d/2] and the finest skip [b,w,d,d]."""
+        """Returns what both heads share: [b,2w,d/2,d/2] and the finest skip [b,w,d,d]."""
         *skips, h = self.encode(x)
         for up in self.up:
             h = up(h, skips.pop())
         return h, skips.pop()
 
     def image(self, x):
-        """G^I(x) alone: the critic's updates never need the scale. float32 with --bf16, too."""
+        """Returns G^I(x) alone, in float32: the critic's updates never need the scale."""
         return torch.tanh(self.image_out(self.image_up(*self.trunk(x))).to(x.dtype))
 
     def forward(self, x):
@@ -105,7 +105,7 @@ class UNet(nn.Module):
 
 
 class Critic(nn.Module):
-    """The Wasserstein critic f: five 4x4 convolutions of stride 2 and one of stride 1 (Sec. 3.4).
+    """The Wasserstein critic f has five 4x4 convolutions of stride 2, one of stride 1 (Sec. 3.4).
 
     y [b,c,d,d] -> f(y) [b], any real number; d as for UNet, else ValueError. The last
     convolution's map (7x7 at d = 256) is averaged here, before anybody differentiates: f(y) is one
@@ -131,7 +131,7 @@ class Critic(nn.Module):
 # ---------------------------------------------------------------- Details
 
 def he_init(network, slope=0.2):
-    """He initialisation for LeakyReLU: w ~ N(0, 2 / ((1 + slope^2) fan_in)), biases 0 (2015)."""
+    """Draws He's initial weights (2015): w ~ N(0, 2 / ((1 + slope^2) fan_in)), biases 0."""
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, a=slope, nonlinearity="leaky_relu")
@@ -143,16 +143,16 @@ def instance_norm(c):
 
 
 def leaky(h, slope=0.2):
-    """LeakyReLU as a product with 1 or slope, any shape. torch's own brings a second derivative,
+    """Computes LeakyReLU as a product with 1 or slope. torch's own brings a second derivative,
     zero everywhere, which would cost the penalty half its FLOPs again and change no number."""
     return h * torch.where(h > 0, h.new_ones(()), h.new_full((), slope))
 
 
 def with_speck(x):
     """Raises the middle pixel of constant images by one grey level, any shape. Without variance
-    each of 27 norms multiplies the gradient by 1/sqrt(1e-5) = 316, and one black slice would
-    end a run. An image is constant if its values span less than half a grey level: P(x) of a
-    constant varies by 2e-7."""
+    each of the 27 norms before a head multiplies the gradient by 1/sqrt(1e-5) = 316, and one black
+    slice would end a run. An image is constant if its values span less than half a grey level: P(x)
+    of a constant varies by 2e-7."""
     spread = x.amax(dim=(1, 2, 3), keepdim=True) - x.amin(dim=(1, 2, 3), keepdim=True)
     speck = torch.zeros_like(x[:1])
     speck[..., x.shape[-1] // 2, x.shape[-1] // 2] = ONE_GREY_LEVEL
@@ -160,14 +160,14 @@ def with_speck(x):
 
 
 def check_size(d):
-    """ValueError where the networks cannot take d x d images: there are five halvings, and a 1x1
-    bottom has no variance for the instance norm to divide by."""
+    """Raises ValueError where the networks cannot take d x d images: there are five halvings, and a
+    1x1 bottom has no variance for the instance norm to divide by."""
     if d < 64 or d % 32:
         raise ValueError(f"the image size must be a multiple of 32 from 64 up, not {d}; try 128")
 
 
 def layer_table(network, c, d):
-    """Rows (name, output shape, parameters, FLOPs) of every layer, for one c x d x d image. On the
+    """Lists (name, output shape, parameters, FLOPs) of layers, for one c x d x d image. On the
     meta device nothing is computed. A convolution costs 2 FLOPs per weight and output pixel."""
     network, rows = network.to("meta"), []
 

@@ -15,7 +15,7 @@ import torch
 
 
 class Phi(NamedTuple):
-    """Patch settings phi = (rho, j1, j2) of Sec. 3.2, one per image, in whole pixels; int64 [b]."""
+    """Holds phi = (rho, j1, j2) of Sec. 3.2, one setting per image, in whole pixels; int64 [b]."""
     size: torch.Tensor  # floor(rho * d), the side of the square
     j1: torch.Tensor    # its first row,    0 <= j1 <= d - size
     j2: torch.Tensor    # its first column, 0 <= j2 <= d - size
@@ -42,7 +42,7 @@ def sample_phi(b, d, generator=None):
 
 
 def cubic(t):
-    """Keys' cubic convolution kernel with a = -0.5, as in tf.image.resize(method="bicubic").
+    """Keys' kernel with a = -0.5 weighs pixels, as in tf.image.resize(method="bicubic").
 
     k(t) = 1.5|t|^3 - 2.5|t|^2 + 1 for |t| <= 1,  -0.5|t|^3 + 2.5|t|^2 - 4|t| + 2 for 1 < |t| < 2
 
@@ -57,7 +57,7 @@ def cubic(t):
 
 
 def resampling_matrix(size, start, d, dtype):
-    """The matrix that cuts pixels start .. start+size-1 out of d pixels and stretches them to d.
+    """Returns the matrix that cuts pixels start .. start+size-1 out of d and stretches them to d.
 
     A[i,start+k] = cubic(u_i - k) for 0 <= k < size, else 0; each row sums to 1
 
@@ -76,14 +76,14 @@ def resampling_matrix(size, start, d, dtype):
 
 
 def patch(x, phi):
-    """The patch operator: every image's own crop, resampled to full size.
+    """The patch operator cuts every image's own crop out and resamples it to full size.
 
     (4)  P(rho, j1, j2)(x) = R_{d x d x c}( x[j1 : j1 + rho d, j2 : j2 + rho d, :] )
 
     x [b,c,d,d] in float32 or float64, any range; phi: Phi of [b] -> same shape and dtype. Bicubic
     overshoot is kept: at edges values leave x's range by some per cent. The released code clips
-    P(G(x)) inside its patch loss. Linear in x. ValueError where x is not square or phi does not
-    hold one setting per image.
+    P(G(x)) inside its patch loss. P is linear in x. ValueError where x is not square or phi does
+    not hold one setting per image.
     """
     b, d = x.shape[0], x.shape[-1]
     if x.shape[-2] != d or len(phi.size) != b:

@@ -17,8 +17,8 @@ NOISE = np.array([.003, .02, .008, .06, .03, .012])  # Laplace scale of T2's noi
 
 
 def smooth_field(rng, cells, side):
-    """A random field [side,side] that varies over side/cells pixels, zero mean, unit deviation.
-    The draws do not depend on side, so that one subject looks the same at every size."""
+    """Draws a random field [side,side] that varies over side/cells pixels, zero mean, unit
+    deviation. The draws do not depend on side, so that one subject looks the same at every size."""
     grid = Image.fromarray(rng.standard_normal((cells + 3, cells + 3)).astype(np.float32))
     box = 1, 1, cells + 2, cells + 2
     field = np.asarray(grid.resize((side, side), Image.Resampling.BICUBIC, box=box))
@@ -26,7 +26,7 @@ def smooth_field(rng, cells, side):
 
 
 def head(z, side, fields):
-    """Tissues [side,side] of an axial slice at height z in [0,1], numbered as the columns above."""
+    """Draws tissues [side,side] of an axial slice at height z in [0,1], numbered as above."""
     bend_y, bend_x, folds_a, folds_b, (tilt, long, wide, ventricle) = fields
     v, u = (np.mgrid[:side, :side] + .5) / side * 2 - 1
     v, u = v + .018 * bend_y, u + .018 * bend_x
@@ -51,7 +51,7 @@ def head(z, side, fields):
 
 
 def subject_slices(subject, size, slices, seed):
-    """T1 and T2 of one subject in grey levels, each [slices,size,size]. T1 has Gaussian noise of
+    """Draws T1, T2 of one subject in grey levels, each [slices,size,size]. T1 has Gaussian noise of
     1 % of the range, T2 Laplace noise whose scale depends on the tissue; each has a smooth bias
     field of its own. They are drawn at twice the size, so that pixels at a border mix tissues."""
     rng = np.random.default_rng([seed, subject])
@@ -72,7 +72,7 @@ def subject_slices(subject, size, slices, seed):
 
 
 def phantoms(subjects, size, slices=6, seed=0):
-    """T1 and T2 of so many subjects -> two uint8 [subjects * slices, size, size], one subject's
+    """Draws T1, T2 of so many subjects -> two uint8 [subjects * slices, size, size], one subject's
     slices in a row. The same size and seed always give the same arrays."""
     people = []
     for subject in range(subjects):

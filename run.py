@@ -55,8 +55,8 @@ def start(main):
 
 
 def printable(name):
-    """A name as it can be printed and drawn: what no font has is escaped, as are bytes that are no
-    text, which Python keeps as lone surrogates."""
+    """Returns a name as it can be printed and drawn: what no font has is escaped, as are bytes that
+    are no text, which Python keeps as lone surrogates."""
     def escape(c):
         byte = ord(c) - 0xDC00
         return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else c.encode("unicode_escape").decode()
@@ -64,13 +64,13 @@ def printable(name):
 
 
 def label(name):
-    """A name for matplotlib, to which $ means mathematics, and a first _ means no legend."""
+    """Returns a name for matplotlib, to which $ is mathematics, and a first _ means no legend."""
     name = printable(name).replace("$", r"\$")
     return f" {name}" if name.startswith("_") else name
 
 
 def make_parser(description, **options):
-    """An argument parser whose complaints are one sentence, too."""
+    """Returns an argument parser whose complaints are one sentence, too."""
     parser = argparse.ArgumentParser(description=description, **options,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = lambda complaint: fail(f"{complaint}; see --help")
@@ -78,7 +78,7 @@ def make_parser(description, **options):
 
 
 def bounded(kind, least, most, check=lambda value: None):
-    """An argparse type: int or float, from least to most; check raises ValueError for the unfit."""
+    """Returns an argparse type: int or float, from least to most; check raises ValueError."""
     def read(text):
         try:
             value = kind(text)
@@ -155,20 +155,20 @@ def join_processes(device):
 
 
 def leave_processes():
-    """Waits for the others and parts; one that just ended could take down those that write."""
+    """Waits for the others and parts; one that ends early could take down those still writing."""
     if distributed.is_initialized():
         distributed.barrier()
         distributed.destroy_process_group()
 
 
 def is_first():
-    """True for the one process that prints, logs and saves."""
+    """Is true for the one process that prints, logs and saves."""
     return not distributed.is_initialized() or distributed.get_rank() == 0
 
 
 def my_share(*drawn):
-    """This process's share of each batch (or Phi) that all have drawn alike, so that N processes
-    with b/N images each see what one with b images sees; without torchrun everything."""
+    """Returns this process's share of each batch (or Phi) that all have drawn alike. N processes
+    with b/N images each then see what one with b images sees; without torchrun all."""
     if not distributed.is_initialized():
         return drawn
     rank, count = distributed.get_rank(), distributed.get_world_size()
@@ -199,7 +199,7 @@ def pick_device(name):
 
 
 def bf16(config):
-    """With --bf16, layers that are called inside run in bfloat16; else nothing changes."""
+    """Makes layers that are called inside run in bfloat16 with --bf16; else nothing changes."""
     kind = torch.device(config["device"]).type
     return torch.autocast(kind, torch.bfloat16, enabled=config["bf16"])
 
@@ -217,8 +217,8 @@ def decay_rates(config, step, opt_G, opt_f):
 
 
 def warn_of_slow_bf16(config):
-    """Without AVX-512 torch has no quick layers in bfloat16: there an update took 24 times as long
-    as in float32 (results/README.md)."""
+    """Warns that torch has no quick bfloat16 layers without AVX-512: there an update took 24 times
+    as long as in float32 (results/README.md)."""
     slow = torch.backends.cpu.get_cpu_capability() == "AVX2"
     if slow and config["bf16"] and config["device"] == "cpu":
         print("note: this CPU has no AVX-512, and --bf16 is many times slower here than float32; "
@@ -237,14 +237,14 @@ def reuse_freed_memory():
 # ---------------------------------------------------------------- log and curves
 
 def is_due(step, n_updates, times, signal=0):
-    """True, in the process that writes, at updates 1, 10, 100, at the last, after a signal, and
+    """Is true, in the process that writes, at updates 1, 10, 100, at the last, after a signal, and
     about so many times in between, evenly."""
     evenly = step * times // n_updates > (step - 1) * times // n_updates
     return is_first() and (step in (1, 10, 100) or evenly or signal > 0)
 
 
 def clock_start(seconds):
-    """The moment at which a run that has taken so many seconds would have begun without a stop."""
+    """Returns when a run that has taken so many seconds would have begun without a stop."""
     return time.perf_counter() - seconds
 
 
@@ -269,13 +269,13 @@ def log(folder, config, step, clock_start, **values):
 
 
 def read_log(folder):
-    """The rows of log.jsonl, but for a last line that a killed run has cut short."""
+    """Reads the rows of log.jsonl, but for a last line that a killed run has cut short."""
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().split("\n")[:-1]]
 
 
 def plot_curves(folders, path):
-    """Three panels. The Wasserstein estimate's early numbers are a hundred times the later ones,
-    so the height of its panel is that of the last nine tenths."""
+    """Draws three panels. The Wasserstein estimate's early numbers are a hundred times the later
+    ones, so the height of its panel is that of the last nine tenths."""
     figure, later = Figure(figsize=(14, 4.2), layout="constrained"), [0]
     axes = dict(zip(("wasserstein", "slope", "residual"), figure.subplots(1, 3)))
     axes["slope"].axhspan(0.9, 1.5, color="green", alpha=.1, label="healthy in the end")
@@ -289,10 +289,10 @@ def plot_curves(folders, path):
         if rows[-1]["scale_mean"] is not None:
             scale = [row["scale_mean"] for row in rows]
             axes["residual"].plot(steps, scale, "--", color=f"C{k}", label=f"{name}, scale")
-    axes["wasserstein"].set(title="Wasserstein estimate, but for early peaks: should fall",
+    axes["wasserstein"].set(title="Wasserstein estimate (early peaks cut off): should fall",
                             ylim=(min(later), 1.05 * max(later) + 1e-3))
     axes["slope"].set(title="slope of the critic: should settle near 1", yscale="log")
-    axes["residual"].set(title="patch residual (solid), scale: should approach", yscale="log")
+    axes["residual"].set(title="patch residual (solid), scale: should meet", yscale="log")
     for ax in axes.values():
         ax.set_xlabel("generator updates")
         ax.legend(fontsize=8)
@@ -327,8 +327,8 @@ def write_checkpoint(checkpoint, path):
 
 
 def load_checkpoint(folder, check_settings=lambda config: None):
-    """FOLDER/checkpoint.pt, see save(), or the one before it where that is damaged or missing.
-    weights_only: a stranger's file cannot run code; check_settings raises ValueError."""
+    """Reads FOLDER/checkpoint.pt, see save(), or the one before it where that is damaged or
+    missing. weights_only: a stranger's file cannot run code; check_settings raises ValueError."""
     faults = []
     for path in (Path(folder) / name for name in CHECKPOINTS):
         try:
@@ -425,7 +425,7 @@ def catching_signals():
 
 
 def signal_received(caught):
-    """The signal that has asked any process to stop, 0 for none: all stop after one update."""
+    """Returns the signal that any process has got, 0 for none: all stop after one update."""
     number = torch.tensor(max(caught, default=0))
     if distributed.is_initialized():
         number = number.to("cuda" if distributed.get_backend() == "nccl" else "cpu")
@@ -460,7 +460,7 @@ def fail_diverged(folder, what):
 
 @contextmanager
 def memory_may_run_out(advice):
-    """Inside, also as a decorator, a lack of memory ends the program with the advice."""
+    """Ends the program with the advice where memory runs out inside; it is a decorator, too."""
     words = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
     try:
         yield
@@ -471,7 +471,8 @@ def memory_may_run_out(advice):
 
 
 def explain_failure(error, folder):
-    """A full disk and a lack of memory are the user's to mend; everything else is a bug of ours."""
+    """Ends over a full disk or a lack of memory, which users can mend; all else is a bug of
+    ours."""
     exists = os.path.exists(folder / "checkpoint.pt")  # False, not an error, where it is forbidden
     state = "holds the last saved state" if exists else "was not written yet"
     saved = f"{folder}/checkpoint.pt {state}"

@@ -58,7 +58,7 @@ def make_parser():
     flag("--seed", type=bounded(int, 0, 10 ** 8), default=0,
          help="seed of weights, batches, phi and eps (Sec. 3.4 is silent)")
     flag("--bf16", action="store_true",
-         help="layers in bfloat16, for CUDA or CPUs with AVX-512 (Sec. 3.4 is silent)")
+         help="layers in bfloat16; on a CPU first time some updates both ways (Sec. 3.4: no)")
     flag("--device", help="cuda, cpu or mps; default: cuda where there is one, else cpu")
     flag("--out", help="folder of the run; default: runs/DATA_METHOD_lamLAM_seedSEED")
     flag("--init", metavar="RUN", help="start a new run from this run's networks")
@@ -69,7 +69,7 @@ def make_parser():
 
 
 def check_settings(config):
-    """ValueError unless a checkpoint's settings could have been given on the command line."""
+    """Raises ValueError unless a checkpoint's settings could stand on the command line."""
     def refuse(reason):
         raise ValueError(f"its configuration: {reason}")
     parser = make_parser()
@@ -82,7 +82,7 @@ def check_settings(config):
 
 
 def read_settings():
-    """The command line -> every flag by its name, and the checkpoint that --resume names."""
+    """Returns every flag by its name, and the checkpoint that --resume names."""
     parser, checkpoint = make_parser(), None
     args = parser.parse_args()
     if args.smoke:
@@ -119,7 +119,7 @@ def read_settings():
 
 
 def fail_over_another_run(folder, checkpoint):
-    """A new run must not take the place of another; two data sets can share a default name."""
+    """Ends a new run that would overwrite another; two data sets can share a default name."""
     if not checkpoint and any(os.path.exists(folder / name) for name in run.CHECKPOINTS):
         data = run.load_checkpoint(folder)["config"].get("data")
         run.fail(f"{folder}: already holds a run, on {data}; go on with it by --resume {folder}, "
@@ -129,7 +129,7 @@ def fail_over_another_run(folder, checkpoint):
 # ---------------------------------------------------------------- networks and optimisers
 
 class State(NamedTuple):
-    """All that an update changes or draws from; a checkpoint holds it."""
+    """Holds all that an update changes or draws from, as does a checkpoint."""
     theta: nn.ModuleDict          # {"G": the generator}; compared methods train more
     omega: nn.ModuleDict          # {"f": the critic}; likewise
     opt_G: torch.optim.Optimizer  # moves theta
@@ -140,7 +140,7 @@ class State(NamedTuple):
 
 
 def build(config):
-    """Networks, optimisers (Sec. 3.4: Adam, beta 0 and 0.9) and random streams from the seed."""
+    """Makes networks, optimisers (Sec. 3.4: Adam, beta 0 and 0.9) and streams from the seed."""
     torch.manual_seed(8 * config["seed"])  # for the initial weights, and nothing else
     if config["method"] in ("pi", "uapi"):
         theta = nn.ModuleDict({"G": UNet(width=config["width"])})
@@ -157,7 +157,7 @@ def build(config):
 
 
 def resumed(state, checkpoint):
-    """The state as a checkpoint left it."""
+    """Returns the state as a checkpoint left it."""
     run.load_states({**state.theta, **state.omega}, checkpoint["networks"])
     run.load_states({"opt_G": state.opt_G, "opt_f": state.opt_f}, checkpoint)
     run.load_states(state.streams, checkpoint["streams"])
@@ -167,8 +167,8 @@ def resumed(state, checkpoint):
 # ---------------------------------------------------------------- the loop
 
 def train(config, slices, state):
-    """Trains G and f in turn on two piles of slices (Sec. 3.4), which moves the state's weights:
-    a generator, which yields after every update what follow() looks at.
+    """Trains G and f in turn on two piles of slices (Sec. 3.4), which moves the state's weights.
+    It is a Python generator: after every update it yields what follow() needs.
 
     config: every flag by its name; slices: data.Slices. What begins with run. is machinery: skip
     it. Where the paper is silent: batches are drawn with replacement. The released code trains f 30
@@ -229,7 +229,7 @@ def follow(updates, config, slices, folder, state):
             run.fail_unless_finite(folder, step, critic=risk_f, generator=risk_G, **terms)
             signal = run.signal_received(caught)
             if run.is_due(step, n_updates, 100, signal):
-                # between G(x), this update's, and the y and eps of the critic's last
+                # The slope is taken between this update's G(x) and the critic's last y.
                 slope = critic_slope(f, y, G.image(x).detach(), eps).mean()
                 run.log(folder, config, step, clock_start, wasserstein=-risk_f, slope=slope,
                         **terms)
@@ -244,8 +244,8 @@ def follow(updates, config, slices, folder, state):
 
 @torch.no_grad()
 def plot_samples(path, G, slices, device, with_scale):
-    """The row that Eq. 6 and 9 are about, for three fixed slices, of evaluation if there are any.
-    The scale is the patch's. ugac's alpha, beta are none of patches: never drawn here."""
+    """Draws the images of Eq. 6 and 9 for three fixed slices, of evaluation if there are any. The
+    scale is the patch's. ugac's alpha and beta do not belong to patches and are left out."""
     inputs = slices.evaluation_input if len(slices.evaluation_input) else slices.input
     chosen, d = [len(inputs) * k // 6 for k in (1, 3, 5)], inputs.shape[-1]
     x = to_unit(torch.from_numpy(inputs[chosen]).unsqueeze(1)).to(device)
@@ -264,7 +264,7 @@ def plot_samples(path, G, slices, device, with_scale):
     with_scale = with_scale and not beta
     if with_scale:
         columns["scale\n$G^\\sigma(P(x))$"] = 127.5 * scale.cpu()
-        caption += " The scale (Eq. 9) is to say, from the patch alone, where they are not."
+        caption += " The scale (Eq. 9) sees the patch alone and should be bright where they differ."
     run.make_folder(path.parent)
     picture_grid(path, columns.items(), 1 + with_scale, caption, ((0, 2), first, size))
 
@@ -272,7 +272,7 @@ def plot_samples(path, G, slices, device, with_scale):
 # ---------------------------------------------------------------- the program
 
 def prepared_state(config, checkpoint):
-    """The state to go on from: new, from the networks of --init, or as the checkpoint left it."""
+    """Returns the state to go on from: new, with the networks of --init, or the checkpoint's."""
     state = build(config)
     if checkpoint:
         return resumed(state, checkpoint)

@@ -27,7 +27,7 @@ BATCH = 32
 
 
 def load_run(folder, device):
-    """RUN/ -> its generator and its settings."""
+    """Reads a run's generator and its settings."""
     checkpoint = run.load_checkpoint(folder, check_settings)
     config = checkpoint["config"]
     G = make_generator(config["method"], config["width"])
@@ -37,8 +37,9 @@ def load_run(folder, device):
 
 @torch.no_grad()
 def translate(G, x, device):
-    """x [n,1,d,d] in grey levels -> translation in [0,255]; alpha in grey levels, the scale itself
-    but for ugac; beta, 1 but for ugac; on the CPU. ValueError for x of another shape or range."""
+    """Translates x [n,1,d,d] in grey levels -> image in [0,255]; alpha in grey levels, the scale
+    itself but for ugac; beta, 1 but for ugac; on the CPU. ValueError for x of another shape or
+    range."""
     if x.ndim != 4 or x.shape[1] != 1 or x.shape[2] != x.shape[3] or not len(x):
         raise ValueError(f"translate: wants grey images [n,1,d,d], got {list(x.shape)}")
     low, high = float(x.min()), float(x.max())
@@ -51,8 +52,8 @@ def translate(G, x, device):
 
 
 def read_pictures(paths):
-    """Files, and folders of files -> (name, uint8 [h,w]) one by one. What cannot be read is named
-    and skipped; the program ends where nothing can, where two have one name, or over a run."""
+    """Reads files, and folders of files -> (name, uint8 [h,w]) one by one. What cannot be read is
+    named and skipped; the program ends where nothing can, where two have one name, or at a run."""
     by_name, bad = {}, []
     for given in map(Path, paths):
         if os.path.exists(given / "checkpoint.pt"):
@@ -74,7 +75,7 @@ def read_pictures(paths):
 
 
 def own_size(values, shape):
-    """[1,1,d,d] of a picture that to_square() has padded -> [h,w], the picture's own shape."""
+    """Brings [1,1,d,d] of a picture that to_square() has padded back to its own [h,w]."""
     values, (h, w), side = values.squeeze().numpy(), shape, max(shape)
     top, left = (side - h) // 2, (side - w) // 2
     square = np.asarray(Image.fromarray(values).resize((side, side), Image.Resampling.BICUBIC))
@@ -93,8 +94,8 @@ def write_npy(path, values):
 
 
 def write_translations(pictures, runs, out, device):
-    """Pictures (name, uint8 [h,w]) of any size, and runs {name: (G, settings)} -> the files that
-    the top of this file describes. The white level holds for one call, so OUT must be new to it."""
+    """Translates pictures (name, uint8 [h,w]) by runs {name: (G, settings)} into the files that the
+    top of this file describes. The white level holds for one call, so OUT must be new to it."""
     for used in (out / "scale.json", *(out / name for name in runs)):
         if os.path.exists(used):
             run.fail(f"{used}: belongs to another call, whose white level would be lost, or to a "
@@ -112,7 +113,7 @@ def write_translations(pictures, runs, out, device):
                 run.make_folder(out / which / "scale")
                 write_npy(out / which / "scale" / f"{name}.npy", scale)
                 scales[out / which / "scale" / name] = float(scale.max())
-    print(f"wrote translations, and scales where one is trained, to {out}/RUN/")
+    print(f"wrote to {', '.join(str(out / run.printable(which)) for which in runs)}")
     if scales:
         white = max(scales.values())
         for path in scales:  # only now the white level is known

@@ -7,7 +7,7 @@ sparsification  not there    does it find the pixels that are best left out? (AU
 reliability     not there    are its numbers as large as the residuals? (ECE)
 
 residual = |translation - truth|, in grey levels. A map's scale is the residual that it expects,
-E|r|. For Eq. 9 alpha is G^sigma(x), beta 1 and E|r| alpha; ugac has maps of alpha and beta. Maps
+E|r|. For Eq. 9, alpha is G^sigma(x), beta is 1 and E|r| equals alpha. ugac has maps of both. Maps
 model patch inconsistency: that they follow the residual is a finding, not a theorem.
 """
 import torch
@@ -20,7 +20,7 @@ PROBABILITIES = torch.arange(1, 20, dtype=torch.float64) / 20
 
 
 def expected_residual(alpha, beta):
-    """The scale of every method's map: the absolute residual that it expects.
+    """Returns the scale of any method's map: the absolute residual that it expects.
 
     E|r| = alpha exp( lgamma(2/beta) - lgamma(1/beta) ),   alpha itself at beta = 1: Eq. 9
 
@@ -33,7 +33,7 @@ def expected_residual(alpha, beta):
 # ---------------------------------------------------------------- Sec. 4.5: correlation
 
 def pearson(u, v):
-    """Pearson correlation of two lists (Sec. 4.5), in [-1,1]; None for constant or empty ones."""
+    """Returns Pearson's correlation of two lists (Sec. 4.5); None for constant or empty ones."""
     u, v = (torch.as_tensor(w, dtype=torch.float64).flatten() for w in (u, v))
     if not len(u) or u.min() == u.max() or v.min() == v.max():
         return None
@@ -42,19 +42,19 @@ def pearson(u, v):
 
 
 def ranks(v):
-    """Each number's rank in the sorted list, from 1; equal numbers share the mean of theirs."""
+    """Returns each number's rank, from 1; equal numbers share the mean of theirs."""
     _, group, count = torch.unique(torch.as_tensor(v), return_inverse=True, return_counts=True)
     return (count.cumsum(0) - (count.double() - 1) / 2)[group]
 
 
 def spearman(u, v):
-    """Spearman correlation: Pearson's of the ranks, which no stretching of the map can change."""
+    """Returns Spearman's correlation: Pearson's of the ranks, which no stretching can change."""
     return pearson(ranks(u), ranks(v))
 
 
 def correlate(residual, scale, inside):
-    """Sec. 4.5: does the scale follow the residual, from image to image (means over their pixels)
-    and pixel by pixel?
+    """Asks, as Sec. 4.5 does, whether the scale follows the residual, from image to image (means
+    over their pixels) and pixel by pixel.
 
     residual, scale [n,1,h,w] in grey levels; inside [n,1,h,w], True where a pixel counts -> four
     numbers in [-1,1] or None; those of images are None for fewer than 10 of them.
@@ -71,8 +71,9 @@ def correlate(residual, scale, inside):
 # ---------------------------------------------------------------- beyond the paper: order, size
 
 def mean_of_the_rest(residual, scale):
-    """Mean residual of the pixels that are left when the k/20 (rounded down) of largest scale are
-    gone: one shape -> [20], k = 0 ... 19. Pixels of equal scale count with their mean residual."""
+    """Returns the mean residual of the pixels that are left when the k/20 of largest scale (rounded
+    down) are gone: one shape -> [20], k = 0 ... 19. Pixels of equal scale count with their mean
+    residual."""
     _, group, count = torch.unique(scale, return_inverse=True, return_counts=True)
     total = torch.zeros(len(count), dtype=torch.float64)
     mean = total.index_add(0, group.flatten(), residual.double().flatten()) / count
@@ -82,7 +83,7 @@ def mean_of_the_rest(residual, scale):
 
 
 def sparsification(residual, scale):
-    """How far the scale is from an oracle in picking pixels to leave out: the largest residuals.
+    """Measures how far the scale is from an oracle, which leaves out the largest residuals first.
 
     AUSE = integral of (m(by scale) - m(by residual)) / m(none) over the removed share, 0 ... 0.95
 
@@ -97,9 +98,10 @@ def sparsification(residual, scale):
 
 
 def probability(residual, alpha, beta):
-    """Probability of the central interval that just reaches a residual; U[0,1] for an honest map.
+    """Returns the probability of the central interval that just reaches a residual; for an honest
+    map it is uniform on [0,1].
 
-    u = P(1/beta, (|r| / alpha)^beta), P incomplete gamma; 1 - exp(-|r| / alpha) at beta 1
+    u = gammainc(1/beta, (|r| / alpha)^beta);   1 - exp(-|r| / alpha) at beta 1
 
     residual >= 0, alpha > 0, both in grey levels, beta > 0, one shape -> float64 in [0,1].
     """
@@ -108,7 +110,7 @@ def probability(residual, alpha, beta):
 
 
 def reliability(residual, alpha, beta):
-    """How often intervals of probability p = 1/20 ... 19/20 around the translation hold the truth.
+    """Counts how often intervals of probability p = 1/20 ... 19/20 hold the truth.
 
     observed(p) = share of pixels with u <= p, u = probability()
     ECE, the expected calibration error = mean over p of |observed(p) - p|
@@ -122,7 +124,7 @@ def reliability(residual, alpha, beta):
 # ---------------------------------------------------------------- four made-up maps, curves
 
 def made_up_maps(generator):
-    """Residuals of a known Laplace scale [16,1,32,32], and four maps of them by their name."""
+    """Draws residuals of a known Laplace scale [16,1,32,32], and names four maps of them."""
     honest = 1 + 9 * torch.rand(16, 1, 32, 32, generator=generator)
     residual = -honest * (1 - torch.rand(honest.shape, generator=generator)).log()
     shuffled = honest.flatten()[torch.randperm(honest.numel(), generator=generator)]
@@ -132,8 +134,8 @@ def made_up_maps(generator):
 
 
 def plot_order_and_size(rows):
-    """Rows of a label, sparsification(), reliability() and a matplotlib style -> the figure of the
-    curves behind AUSE and ECE."""
+    """Draws the curves behind AUSE and ECE. A row is a label, what sparsification() and
+    reliability() return, and matplotlib's style."""
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name, order, size, style in rows:

@@ -19,6 +19,7 @@ from statistics import fmean, stdev
 HERE = Path(__file__).resolve().parent
 JSON = HERE / "experiment.json"
 CHOOSING = ("IXI017", "IXI300", "IXI537")
+REPORTING = ("IXI288", "IXI293", "IXI318", "IXI342", "IXI626")  # the authors have seven more
 SCENARIOS = ("GN0", "GN5", "GN10", "GN20", "IP2", "IP5", "IP10")
 METHODS = ("uapi", "pi", "cyclegan", "gcgan", "ugac", "uagc", "cut")
 PAPER = {  # Table 1, IXI: SSIM, then PSNR, in the order of SCENARIOS
@@ -57,8 +58,9 @@ def layout(data):
     for end in ("_input", "_target"):
         halves = [path for path in (data / "evaluation").iterdir() if path.stem.endswith(end)]
         for path in every_fourth(halves):
-            part = "choose" if path.name.startswith(CHOOSING) else "report"
-            jobs.append((path, Path(f"{part}_slices") / "evaluation" / path.name))
+            for part, people in (("choose", CHOOSING), ("report", REPORTING)):
+                if path.name.startswith(people):
+                    jobs.append((path, Path(f"{part}_slices") / "evaluation" / path.name))
     for source, goal in jobs:
         if not goal.exists():
             goal.parent.mkdir(parents=True, exist_ok=True)

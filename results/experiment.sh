@@ -15,7 +15,7 @@ record="python results/experiment.py"
 mkdir -p runs
 exec 8> runs/layout.lock
 flock 8
-$record layout "$data"  # ixi_slices of every fourth slice, and the pairs in two parts
+$record layout "$data"  # fourth_slices, choose_slices and report_slices
 flock -u 8
 
 train() {  # NAME FLAGS...: trains runs/NAME, or goes on with it, unless it is finished
