@@ -178,6 +178,26 @@ def test_ugacs_three_heads_stay_in_their_ranges_and_have_their_own_last_level():
     agree(beta, torch.full_like(beta, 4), "UGAC: beta = min(softplus(.) + 0.1, 4)", 0)
 
 
+def test_ugacs_third_head_starts_by_he_as_the_others_do():
+    torch.manual_seed(0)
+    G = baselines.ThreeHeadedUNet(width=16)
+    for name, layer in (("beta_out", G.beta_out), ("beta_up.halve", G.beta_up.halve[0]),
+                        ("scale_out", G.scale_out)):
+        fan_in = layer.weight[0].numel()
+        share = layer.weight.std().item() / math.sqrt(2 / (1.04 * fan_in))
+        assert 0.8 < share < 1.2, f"Sec. 3.4: {name} starts at {share:.2f} of He's deviation"
+        assert not layer.bias.any(), f"Sec. 3.4: biases of {name} start at {layer.bias.tolist()[:3]}"
+
+
+def test_the_smallest_scale_that_is_logged_is_the_smallest():
+    slope = lambda v: 0.5 + 0.4 * v
+    G, H = Formula(lambda v: v, slope, constant(1.0)), Formula(lambda v: v, constant(0.9), slope)
+    _, ugac = baselines.ugac_generator_loss(flat, flat, G, H, X, Y, 1.0)
+    agree(ugac["scale_min"], slope(Y).min().item(), "log: scale_min of ugac is alpha's smallest")
+    _, uagc = baselines.gcgan_generator_loss(flat, flat, Formula(lambda v: v, slope), X, 1.0, True)
+    agree(uagc["scale_min"], slope(X).min().item(), "log: scale_min of uagc")
+
+
 # ---------------------------------------------------------------- gcGAN and uagc
 
 def test_gcgan_known_answers():

@@ -109,6 +109,16 @@ def test_padding_is_centred_and_uses_the_images_own_minimum():
     assert (data.to_square(image.T, 20)[:, 5:15] == image.T).all()
 
 
+def test_of_an_odd_padding_the_larger_half_lies_below_and_on_the_right():
+    image = np.full((64, 33), 200, np.uint8)
+    image[0, 0] = 7
+    for name, padded in (("columns", data.to_square(image, 64)),
+                         ("rows", data.to_square(image.T, 64).T)):
+        seen = np.flatnonzero((padded == 200).any(axis=0))
+        assert (seen[0], seen[-1]) == (15, 47), \
+            f"Sec. 4.1: 33 {name} in 64 lie at {seen[0]} to {seen[-1]}, asked for 15 to 47"
+
+
 def test_shrinking_averages_boxes_and_growing_is_pillows_bicubic():
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (128, 128)).astype(np.uint8)

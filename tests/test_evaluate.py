@@ -241,6 +241,14 @@ def test_a_constant_translation_has_no_displacement():
         assert evaluate.score_in_place(translation, truth) is None
 
 
+def test_what_would_lie_beyond_the_image_has_no_displacement():
+    """Where the truth follows the translation's slope and not its greys, c is 0 and g/c nothing."""
+    translation = blobs()
+    slope = torch.gradient(translation.double(), dim=2)[0]
+    found, _ = evaluate.displacement(translation, 100 + slope)
+    assert found is None, f"displacement g/c with c near 0: found {found}, asked for None"
+
+
 def test_moved_by_whole_pixels_is_a_roll():
     images = grey_levels(2, 1, 12, 15, seed=3)
     for down, right in ((1, 0), (0, 1), (3, -2), (-4, 5)):

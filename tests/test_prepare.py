@@ -3,6 +3,7 @@ RAW_SAMPLES names their folder, real ones.
 
 Heads are functions of millimetres (x to the right, y to the front, z up), so that every file is cut from one object."""
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -287,6 +288,70 @@ def test_preparing_a_pair_stays_below_two_volumes_of_memory(cli):
     assert peak < 2 * np.prod(shape) * np.dtype(np.float32).itemsize
 
 
+def brains_of(t1, t2):
+    """prepare.brain()'s T1 on the core slices of the T2's grid; each given as (voxels [x,y,z], affine)."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder, f"a-{name}.nii") for name in ("T1", "T2")]
+        for path, (voxels, affine) in zip(paths, (t1, t2)):
+            nibabel.save(nibabel.Nifti1Image(voxels.astype(np.float32), affine), path)
+        stack, affine, *_ = prepare.brain(*paths)
+        return stack, affine
+
+
+def test_between_voxels_a_t1_is_interpolated_linearly():
+    plane = lambda x, y, z: 500 + 2. * x + 3 * y - z
+    stack, affine = brains_of((sample(T1_GRID[1], T1_GRID[0], plane), T1_GRID[1]), (np.zeros((9, 9, 10)), grid((9, 9, 10), (5., 5, 5), 8)))
+    places = np.stack(np.meshgrid(np.arange(2, 8), *map(np.arange, stack.shape[1:]), indexing="ij"), -1)
+    expected = plane(*np.moveaxis(places @ affine[:3, :3].T + affine[:3, 3], -1, 0))
+    off = np.abs(stack - expected).max()
+    assert off < .05, f"Sec. 4.1: a T1 that grows evenly, read between its voxels: off by {off:.2f}, asked for 0"
+
+
+def test_outside_a_t1_lies_its_smallest_value():
+    small, large = grid((8, 8, 8), (5., 5, 5)), grid((20, 20, 10), (5., 5, 5))
+    stack, _ = brains_of((100 + np.arange(512.).reshape(8, 8, 8), small), (np.zeros((20, 20, 10)), large))
+    assert (stack[:, 0, 0] == 100).all(), f"Sec. 4.1: beside a T1 of 100 to 611 lies {stack[:, 0, 0]}, asked for 100"
+
+
+def test_holes_in_a_volume_become_its_smallest_value():
+    voxels = 300 + np.arange(512, dtype=np.float32).reshape(8, 8, 8)
+    voxels[2, 2, 2], voxels[3, 3, 3], voxels[4, 4, 4] = np.nan, np.inf, -np.inf
+    with tempfile.TemporaryDirectory() as folder:
+        nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), Path(folder, "holed.nii"))
+        found, _ = prepare.read_nifti(Path(folder, "holed.nii"))
+    assert found.min() == 300 and (found == 300).sum() == 4, \
+        f"Sec. 4.1: NaN and infinities among 300 to 811: smallest {found.min()}, {(found == 300).sum()} times; asked for 300, 4 times"
+
+
+def test_one_dark_voxel_does_not_brighten_the_others():
+    ramp = 1000 + np.arange(4 * 64 * 64, dtype=np.float32).reshape(4, 64, 64)
+    ramp[0, 0, 0] = -1e6
+    darkest = squares(ramp)[0, 1].max()
+    assert darkest < 10, f"Sec. 4.1: beside one voxel of -1e6 the darkest greys are {darkest}, asked for less than 10"
+
+
+def test_a_narrow_picture_lies_in_the_middle_its_odd_column_on_the_right():
+    picture = np.arange(64 * 33, dtype=np.float32).reshape(64, 33) + 100
+    seen = np.flatnonzero(prepare.fit_square(picture, (1, 1), 64, [0, 3000])[0].any(0))
+    assert (seen[0], seen[-1]) == (15, 47), f"Sec. 4.1: 33 columns in 64 lie at {seen[0]} to {seen[-1]}, asked for 15 to 47"
+
+
+def test_a_volume_that_was_repaired_is_no_longer_called_bad(cli, capsys):
+    write_ixi(cli.folder, "abcdef")
+    who = prepare.split({*"abcdef"}, Arguments)["input"][0]  # it gives a T1
+    path, line = Path(f"t1/{who}-T1.nii.gz"), "ixi --t1 t1 --t2 t2 --size 64 --out out"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:1000])
+    cli(line)
+    assert [*manifest()["bad"]] == [who], f"the example has lost its point: {manifest()['bad']}"
+    path.write_bytes(whole)
+    capsys.readouterr()
+    cli(line)
+    then, said = manifest(), capsys.readouterr().err
+    assert who in then["volumes"] and not then["bad"], f"{who} was repaired, yet called bad: {then['bad']}"
+    assert "skipped" not in said, f"{who} was repaired: {said}"
+
+
 # ---------------------------------------------------------------- fastMRI
 
 def test_the_mask_is_the_same_for_the_same_name_and_keeps_a_quarter():
@@ -344,6 +409,17 @@ def test_fastmri_takes_its_acquisition_keeps_patients_together_and_names_what_it
     for picture, columns in zip(pair.values(), (prepare.column_mask(f"file{one}.h5", np.ones(40, bool)), np.ones(40))):
         stack = np.stack([prepare.reconstruct(kspace[one][k] * columns) for k in (1, 2, 3)])
         assert np.array_equal(picture, squares(stack)[0])
+
+
+def test_no_patient_id_of_fastmri_stands_in_a_name(cli):
+    for i in range(3):
+        write_knee(Path(f"knees/file{i}.h5"), patient_id=f"MRN00{i}4711")
+    cli("fastmri --volumes knees --out out --size 48")
+    names = [path.name for path in Path("out").rglob("*")]
+    told = [name for name in names if "MRN00" in name] + ["manifest.json"] * ("MRN00" in Path("out/manifest.json").read_text())
+    assert not told, f"Sec. 4.1: a patient's own ID stands in {told[:3]}, asked for 12 digits of its SHA-256"
+    who = {f"p{hashlib.sha256(f'MRN00{i}4711'.encode()).hexdigest()[:12]}" for i in range(3)}
+    assert {stem.split("_")[0] for stem in manifest()["volumes"]} == who
 
 
 def write_and_name(path):

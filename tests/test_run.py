@@ -35,8 +35,8 @@ import run
 import train
 import translate
 from patch_op import sample_phi
-from toys import (FAST, TINY, ToyF, ToyG, equal, everything, go, loop_of, refused, replaced,
-                  tiny_slices, trained, untimed_log)
+from toys import (FAST, TINY, ToyF, ToyG, equal, everything, files_in, go, loop_of, refused,
+                  replaced, saved, tiny_slices, trained, untimed_log)
 
 ROOT = Path(train.__file__).resolve().parent
 METHODS = ("uapi", "pi", *baselines.METHODS)
@@ -1217,6 +1217,33 @@ def test_only_files_have_endings_in_a_default_name(monkeypatch, tmp_path, h5):
 def test_a_folder_that_holds_a_run_is_named_with_the_data_of_that_run(tmp_path, copy):
     said = refused(go_toy, *FAST, "--data", "other/phantom", "--out", copy)
     assert f"{copy}: already holds a run, on phantom; go on with it by --resume {copy}" in said
+
+
+def test_a_run_that_ends_while_another_reads_its_slices_is_not_replaced(tmp_path):
+    """Both looked into the folder before either had saved; the claim of the first is gone."""
+    out, load = tmp_path / "run", data.load
+
+    def slow_load(*words):
+        if not out.exists():  # the other one begins and ends meanwhile
+            saved(out, ToyG(1))
+            found.append((out / "checkpoint.pt").read_bytes())
+        return load(*words)
+    found = []
+    said = refused(go_toy, *FAST, "--updates", 1, "--out", out, load=slow_load)
+    assert "already holds a run" in said, f"two new runs, one folder: says {said!r}"
+    assert (out / "checkpoint.pt").read_bytes() == found[0], "the first run was written over"
+
+
+def test_a_run_of_which_only_the_checkpoint_before_is_left_is_not_replaced(tmp_path, capsys):
+    """So a run lies there that was killed between its two renames."""
+    out = saved(tmp_path / "run", ToyG(1))
+    (out / "checkpoint.pt").rename(out / "checkpoint_before.pt")
+    before = files_in(out)
+    with pytest.raises(SystemExit) as stop:
+        go_toy(*FAST, "--updates", 1, "--out", out)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and "already holds a run" in said, f"a new run there: {said!r}"
+    assert files_in(out) == before, f"it was refused, yet left {files_in(out).keys()}"
 
 
 # ---------------------------------------------------------------- names, outputs, signals

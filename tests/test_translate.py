@@ -182,6 +182,15 @@ def test_one_picture_comes_back_in_its_own_place_and_scale():
         assert np.abs(shown - 255 * scale / scale.max()).max() <= 0.501
 
 
+def test_a_picture_with_one_odd_side_comes_back_in_its_own_place():
+    picture = tiny_slices().input[0][10:43]  # 33x64: 15 rows of padding above, 16 below
+    for name, shown in (("33x64", picture), ("64x33", picture.T)):
+        with written({"a": shown}, same=run_of(toy(1.0))) as out:
+            found = read_png(out / "same" / "translation" / "a.png")
+        off = np.abs(found - shown).max()
+        assert off == 0, f"Sec. 4.4: {name}, translated by the identity, is off by {off} levels"
+
+
 def test_growing_back_never_wraps_from_white_to_black():
     edge = np.zeros((128, 128), np.uint8)
     edge[:, 64:] = 255
@@ -289,6 +298,13 @@ def test_the_programs_files_hold_what_translate_says(tmp_path, runs, pictures):
     off = read_png(folder / "translation" / "b.png") - translation.squeeze().numpy()
     assert np.abs(off).max() <= 0.51
     assert np.allclose(np.load(folder / "scale" / "b.npy"), scale.squeeze(), rtol=1e-4)
+
+
+def test_a_run_given_as_a_dot_has_its_folders_name(monkeypatch, tmp_path, runs, pictures):
+    monkeypatch.chdir(runs["uapi"])
+    call(".", *pictures, "--out", tmp_path / "out")
+    found = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert found == ["scale.json", "uapi"], f"Sec. 4.4: OUT/RUN/ of the run . is {found}, not uapi"
 
 
 def test_a_run_without_scale_leaves_translations_only(tmp_path, capsys, runs, pictures):

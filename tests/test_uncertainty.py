@@ -244,6 +244,12 @@ def test_order_sees_no_factor_and_size_does():
     assert half_ece > 0.1, f"ECE of half of it: found {half_ece:.4f}, asked for more than 0.1"
 
 
+def test_half_as_large_is_half_of_the_honest_map():
+    _, maps = uncertainty.made_up_maps(torch.Generator().manual_seed(0))
+    share = (maps["half as large"] / maps["honest"]).mean()
+    assert abs(share - 0.5) < 1e-6, f"the map named half as large is {share:.3f} of the honest one"
+
+
 def test_maps_that_know_no_place_order_pixels_far_worse_than_an_honest_one():
     ause = {name: found[1] for name, found in answers().items()}
     assert abs(ause["constant"] - ause["shuffled"]) < 0.05, f"AUSE, both know nothing: {ause}"
