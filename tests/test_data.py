@@ -84,6 +84,13 @@ def test_16_bit_and_float_are_scaled_from_their_own_smallest_to_their_largest_va
     assert (data.read_grey(tmp_path / "flat.npy") == 0).all()
 
 
+def test_masks_and_signed_bytes_are_scaled_as_all_that_is_not_8_bit_grey():
+    for values in (np.eye(4, dtype=bool), np.eye(4, dtype=np.int8) * 7 - 3):
+        found = data.to_grey_levels(values, "x.npy")
+        assert found.dtype == np.uint8 and set(found.flat) == {0, 255}, \
+            f"Sec. 4.1: two values of {values.dtype} become {set(found.flat)}, asked for 0 and 255"
+
+
 def test_scaling_rounds_to_the_nearest_grey_level(tmp_path):
     write(tmp_path / "a.npy", np.array([[0.0, 0.6], [254.4, 255.0]]))
     assert data.read_grey(tmp_path / "a.npy").tolist() == [[0, 1], [254, 255]]

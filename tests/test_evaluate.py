@@ -241,6 +241,16 @@ def test_a_constant_translation_has_no_displacement():
         assert evaluate.score_in_place(translation, truth) is None
 
 
+def test_every_batch_counts_for_the_displacement():
+    n = evaluate.BATCH
+    translation = torch.cat([blobs(0.5, -1, n=n), blobs(n=n)])  # half of them lie off their place
+    (down, right), _ = evaluate.displacement(translation, torch.cat([blobs(n=n)] * 2))
+    assert 0.1 < down < 0.4 and -0.8 < right < -0.2, \
+        f"displacement, half of the images (0.5, -1) off: found ({down:.2f}, {right:.2f})"
+    swapped = evaluate.displacement(translation.roll(n, 0), torch.cat([blobs(n=n)] * 2))[0]
+    assert np.allclose(swapped, (down, right), atol=1e-6), f"in another order: {swapped}"
+
+
 def test_what_would_lie_beyond_the_image_has_no_displacement():
     """Where the truth follows the translation's slope and not its greys, c is 0 and g/c nothing."""
     translation = blobs()

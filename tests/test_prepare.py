@@ -950,6 +950,22 @@ def test_normalised_slices_reach_both_ends_after_shrinking(cli):
         assert picture[:, 8:-8].min() == 0 and picture.max() == 255
 
 
+def test_a_slices_own_limits_are_those_of_its_voxels_without_bicubics_overshoot():
+    step = np.full((200, 200), 100, np.float32)
+    step[:, 90:] = 1000
+    _, limits, _ = prepare.fit_square(step, (1, 1), 64, None)
+    assert limits == [100, 1000], f"Sec. 4.1: black and white of a slice of 100 and 1000 are {limits}"
+
+
+def test_padding_as_dense_as_bone_stays_and_denser_is_air():
+    for hu, expected in ((1500, 1500), (2999, 2999), (3000, -1024), (3071, -1024)):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "a.dcm")
+            write_ct(path, np.full((8, 8), hu + 1024), (0, 0, 0), 1, PixelPaddingValue=hu + 1024)
+            found = prepare.hounsfield(path)[0, 0]
+        assert found == expected, f"Sec. 4.1: padding of {hu} HU became {found}, asked for {expected}"
+
+
 def cut_off(height):
     return lambda x, y, z: head(x, y, z) * (z < height)
 
