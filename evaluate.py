@@ -299,7 +299,7 @@ def plot_uncertainty(path, metrics):
                 "like its oracle (dotted), which removes the largest residuals first. AUSE is the "
                 "area between them divided by the first value. Right: how often an interval "
                 "around the translation holds the truth, and how often it should. Below the "
-                "diagonal the scale is too small. ECE is the mean distance from it; both are 0 at "
+                "diagonal the scale is too small. ECE is the mean distance from it. Both are 0 at "
                 "best.")
 
 

@@ -7,6 +7,7 @@ and plain PyTorch. At a first reading, skip this file.
 """
 import argparse
 import ctypes
+import errno
 import json
 import math
 import os
@@ -120,7 +121,7 @@ def replace_file(path, write):
 
 def lock(path):
     """Opens a file that just one process can hold -> the open file, None where another holds it.
-    The lock ends with the process, also when it is killed."""
+    The lock ends with the process, also when it is killed. OSError where files cannot be locked."""
     file = open(path, "a")
     try:
         if os.name == "nt":
@@ -129,8 +130,11 @@ def lock(path):
         else:
             import fcntl
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return file.close()
+    except OSError as error:
+        file.close()
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            raise
+        return None
     return file
 
 

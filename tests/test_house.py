@@ -12,8 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = ("run", "phantoms", "nets", "uncertainty", "data", "patch_op", "losses", "baselines",
          "train", "translate", "evaluate")
 AT_MOST = {"patch_op.py": 135, "losses.py": 176, "nets.py": 205, "phantoms.py": 115, "data.py": 395,
-           "train.py": 320, "baselines.py": 310, "uncertainty.py": 171, "translate.py": 150,
-           "evaluate.py": 420, "run.py": 520, "prepare.py": 620, "README.md": 245}
+           "train.py": 320, "baselines.py": 310, "uncertainty.py": 175, "translate.py": 150,
+           "evaluate.py": 420, "run.py": 525, "prepare.py": 620, "README.md": 245}
 TOP_LEVEL = {*AT_MOST, "LICENSE", "requirements.txt", ".gitignore"}
 
 

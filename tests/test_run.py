@@ -1176,7 +1176,7 @@ def test_two_real_trainings_started_together_leave_one_run(tmp_path, h5):
 
 
 def test_a_lock_is_windows_own_where_there_is_no_fcntl(tmp_path):
-    for error in (None, OSError("held")):
+    for error in (None, PermissionError(errno.EACCES, "held")):
         msvcrt = SimpleNamespace(LK_NBLCK=2, locking=mock.Mock(side_effect=error))
         with (mock.patch.object(run, "os", SimpleNamespace(name="nt")),
               mock.patch.dict(sys.modules, msvcrt=msvcrt, fcntl=None)):
@@ -1184,6 +1184,13 @@ def test_a_lock_is_windows_own_where_there_is_no_fcntl(tmp_path):
         assert (file is None) == (error is not None) and msvcrt.locking.call_count == 1
         if file:
             file.close()
+
+
+def test_a_file_system_without_locks_is_not_taken_for_another_training(tmp_path):
+    fcntl = SimpleNamespace(LOCK_EX=1, LOCK_NB=2, flock=raising(OSError(errno.ENOLCK, "No locks")))
+    with mock.patch.dict(sys.modules, fcntl=fcntl):
+        said = refused(go_toy, *FAST, "--updates", 1, "--out", tmp_path / "run")
+    assert "No locks" in said and "another training" not in said
 
 
 # ---------------------------------------------------------------- moved data, default names
