@@ -1317,7 +1317,8 @@ def test_a_reader_that_has_gone_ends_a_program_with_141_and_without_a_traceback(
 
 def test_ctrl_c_ends_a_program_with_130_and_without_a_traceback():
     code = "def main():\n  import time\n  print('ready', flush=True)\n  time.sleep(60)"
-    process = program(code)
+    # A shell's background jobs ignore the signal, and so would their children.
+    process = program(code, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
     error = process.communicate(timeout=60)[1]
