@@ -287,10 +287,11 @@ def test_the_five_seeds_are_those_stored_and_carry_the_labs_answers():
                "SSIM/PSNR, GN20": lambda run: cell(run["scenarios"]["GN20"]),
                "patch residual": lambda run: f"{run['residual_last_tenth']:.3f}",
                "AUSE": lambda run: f"{run['ause']:.3f}"}
-    expected = [[f"{name}: {what}", *(number(runs[name][seed]) for seed in "01234")]
-                for name in ("uapi, lam 10", "uapi, lam 0", "pi, lam 10")
-                for what, number in numbers.items()
-                if what != "AUSE" or name == "uapi, lam 10"]
+    shown = [("uapi, lam 10", what) for what in numbers] + [
+        ("uapi, lam 0", "SSIM/PSNR, GN0"), ("uapi, lam 0", "patch residual"),
+        ("pi, lam 10", "SSIM/PSNR, GN0")]
+    expected = [[f"{name}: {what}", *(numbers[what](runs[name][seed]) for seed in "01234")]
+                for name, what in shown]
     assert table(section(RESULTS, "The first command over five seeds"), "run") == expected
     gaps = [with_lam[seed]["scenarios"]["GN0"]["psnr"] - without[seed]["scenarios"]["GN0"]["psnr"]
             for seed in "01234"]
@@ -323,6 +324,41 @@ def test_the_tables_of_the_experiment_are_those_stored():
                          ("Earlier runs", experiment.earlier_table)):
         expected = lines(stored_rows)
         assert table(section(RESULTS, title), " | ".join(expected[0])) == expected[1:], title
+
+
+def test_what_was_found_follows_from_the_scores():
+    """Every number of the first section, of UAPI's seeds 10 to 12; nothing is ranked but lams."""
+    text, stored_rows = section(RESULTS, "What was found"), stored("experiment.json")
+    copy = stored_rows["copy_report_128"]["scenarios"]
+
+    def least_and_most(values, digits):
+        return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
+    gn0 = [row["scenarios"]["GN0"] for row in heads()]
+    places = [row["displacement"] for row in heads()]
+    maps = [row["uncertainty"] for row in heads()]
+    said = (experiment.both_scores(heads(), "GN0"), cell(copy["GN0"]), cell(copy["GN20"]),
+            "In the head SSIM is " + least_and_most([row["ssim_head"] for row in gn0], 1),
+            "draw heads " + least_and_most([-off["down"] for off in places], 2) + " pixels too high",
+            "rises by " + least_and_most([off["ssim"] - row["ssim"]
+                                          for off, row in zip(places, gn0)], 1),
+            "AUSE is " + least_and_most([each["sparsification"]["ause"] for each in maps], 3),
+            "Pearson is " + least_and_most([row["pcc_image"] for row in heads()], 2),
+            "coverage, is " + least_and_most([each["reliability"]["ece"] for each in maps], 2))
+    assert not [words for words in said if words not in text]
+    lower, right = (stored_rows["references"][f"one pixel {where}"]["ssim_head"]
+                    for where in ("lower", "to the right"))
+    assert max(row["ssim_head"] for row in gn0) < min(lower, right)
+    searched = experiment.lams(stored_rows, "uapi")
+    best = experiment.best(stored_rows, "uapi")
+    assert f"lam {best:g}, above the others with both seeds" in text
+    for seed in range(2):
+        ssim = {lam: own[seed]["scenarios"]["GN0"]["ssim"] for lam, own in searched.items()}
+        assert max(ssim, key=ssim.get) == best
+    apart = [abs(one["scenarios"]["GN0"]["ssim"] - other["scenarios"]["GN0"]["ssim"])
+             for one, other in searched.values()]
+    assert f"lie {least_and_most(apart, 0)} points apart" in text
+    means = [statistics.mean(row[metric] for row in gn0) for metric in ("ssim", "psnr")]
+    assert means[0] < 66 and means[1] < 21.3 and "It is not reached." in text
 
 
 def heads():
