@@ -3,6 +3,7 @@
     python results/experiment.py layout DATA    every fourth slice, and the pairs in two parts
     python results/experiment.py tables         prints the tables of results/README.md
     python results/experiment.py figures        draws scenarios.png and lam.png beside this file
+    python results/experiment.py one_slice      draws methods.png there from the networks in runs/
 
 The other commands are experiment.sh's own: has, add, best, beyond, large_lam, even, references.
 experiment.json has a row a run. "search" and "recipe" rows are scores on three patients, who
@@ -13,13 +14,16 @@ import os
 import shutil
 import sys
 from collections import defaultdict
+from math import nan
 from pathlib import Path
 from statistics import fmean, stdev
 
 HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent))
 JSON = HERE / "experiment.json"
 CHOOSING = ("IXI017", "IXI300", "IXI537")
 REPORTING = ("IXI288", "IXI293", "IXI318", "IXI342", "IXI626")  # the authors have seven more
+SHOWN = REPORTING[0]  # whose middle slice methods.png shows
 SCENARIOS = ("GN0", "GN5", "GN10", "GN20", "IP2", "IP5", "IP10")
 METHODS = ("uapi", "pi", "cyclegan", "gcgan", "ugac", "uagc", "cut")
 PAPER = {  # Table 1, IXI: SSIM, then PSNR, in the order of SCENARIOS
@@ -78,6 +82,24 @@ def stages(config):
     return out
 
 
+def pairs(part, size):
+    """The pairs of one part: inputs and truths, float [n,1,d,d] in grey levels."""
+    import torch
+    from data import load
+    slices = load(f"{part}_slices", size, ("evaluation_input", "evaluation_target"))
+    return [torch.from_numpy(images).float().unsqueeze(1) for images in slices[2:4]]
+
+
+def fluid(images, x, y):
+    """Mean grey level where T1 is dark and T2 bright: in the fluid of ventricles and sulci."""
+    return float(images[(x < 70) & (y > 130)].mean())
+
+
+def translated(folder, x):
+    from translate import load_run, translate
+    return translate(load_run(folder, "cpu")[0], x, "cpu")[0]
+
+
 def add(row, run, part):
     """Adds runs/RUN with its scores on one part of the pairs as a row."""
     folder = Path("runs") / run
@@ -87,12 +109,14 @@ def add(row, run, part):
     logs = [[json.loads(line) for line in (Path(c["out"]) / "log.jsonl").open()]
             for c in stages(config)]
     late = [r["scale_mean"] for r in logs[0] if r["step"] > 0.9 * config["updates"]]
+    x, y = pairs(part, config["size"])
     rows = read()
     rows[row] = {
         "method": config["method"], "seed": config["seed"], "pairs": part,
         "lams": [c["lam"] for c in stages(config)][::-1], "bf16": config["bf16"],
         "minutes": [round(log[-1]["seconds"] / 60, 1) for log in logs][::-1],
-        "scale": fmean(late) if late and None not in late else None, **scores}
+        "scale": fmean(late) if late and None not in late else None,
+        "fluid": fluid(translated(folder, x), x, y), **scores}
     rows[f"copy_{part}_{config['size']}"] = {"scenarios": metrics["copy_input"], "pairs": part}
     write(rows)
 
@@ -141,14 +165,11 @@ def even(rows):
 
 def references():
     """What copying scores, and the truth, slightly changed, on the pairs that report, at 128."""
-    sys.path.insert(0, str(HERE.parent))
     import torch
     from torch.nn.functional import avg_pool2d, pad
-    from data import load
     from evaluate import psnr, ssim, ssim_head, ssim_windows
 
-    slices = load("report_slices", 128, ("evaluation_input", "evaluation_target"))
-    x, y = (torch.from_numpy(v).float().unsqueeze(1) for v in slices[2:4])
+    x, y = pairs("report", 128)
     changed = {"copy of the input": x, "one pixel lower": y.roll(1, 2),
                "one pixel to the right": y.roll(1, 3),
                "mean of 3x3": avg_pool2d(pad(y, (1, 1, 1, 1), mode="replicate"), 3, 1),
@@ -158,7 +179,8 @@ def references():
                                  "psnr": float(psnr(v, y).mean()),
                                  "ssim_head": 100 * ssim_head(v, y)}
                           for name, v in changed.items()}
-    rows["references"]["air"] = float((ssim_windows(y, y)[1] < 6).float().mean())
+    rows["references"] |= {"air": float((ssim_windows(y, y)[1] < 6).float().mean()),
+                           "fluid": {"input": fluid(x, x, y), "truth": fluid(y, x, y)}}
     write(rows)
 
 
@@ -200,13 +222,14 @@ def pair(score):
 
 
 def main_table(rows):
-    lines = [["run", "lam", "minutes", "GN0", "GN20", "IP10", "in the head", "down", "right",
-              "Pearson", "AUSE"]]
+    lines = [["run", "lam", "minutes", "GN0", "GN20", "IP10", "in the head", "fluid",
+              "down", "right", "Pearson", "AUSE"]]
     for group, own in groups(rows).items():
         lines.append([group, f"{own[0]['lams'][0]:g}, {own[0]['lams'][-1]:g}",
                       f"{fmean(sum(row['minutes']) for row in own):.0f}",
                       *(both_scores(own, scenario) for scenario in ("GN0", "GN20", "IP10")),
                       spread([gn0(row)["ssim_head"] for row in own]),
+                      spread([row["fluid"] for row in own], 0),
                       spread([displaced(row, "down") for row in own]),
                       spread([displaced(row, "right") for row in own]),
                       spread([row["pcc_image"] for row in own]),
@@ -214,7 +237,29 @@ def main_table(rows):
     copy = rows["copy_report_128"]["scenarios"]
     scores = [pair(copy[scenario]) for scenario in ("GN0", "GN20", "IP10")]
     head = rows["references"]["copy of the input"]["ssim_head"]
-    return lines + [["copy of the input", "-", "-", *scores, f"{head:.2f}", *"----"]]
+    dark = f"{rows['references']['fluid']['input']:.0f}"
+    return lines + [["copy of the input", "-", "-", *scores, f"{head:.2f}", dark, *"----"]]
+
+
+def rank_table(rows):
+    """UAPI against each run of the same seeds, over SCENARIOS: how often it is above with equal
+    seeds, and the sign of each difference of means beyond twice the larger deviation."""
+    lines = [["against", "SSIM above", "PSNR above", "beyond twice the larger deviation"]]
+    found = groups(rows)
+    for group in [name for name in found if name not in ("uapi", "other_seeds_uapi")]:
+        counts, ranked = [], []
+        for metric in ("ssim", "psnr"):
+            above = 0
+            for scenario in SCENARIOS:
+                ours, theirs = ([row["scenarios"][scenario][metric] for row in found[name]]
+                                for name in ("uapi", group))
+                above += sum(a > b for a, b in zip(ours, theirs))
+                gap = fmean(ours) - fmean(theirs)
+                if abs(gap) > 2 * max(stdev(ours), stdev(theirs)):
+                    ranked.append(f"{scenario} {metric.upper()} {gap:+.2f}")
+            counts.append(f"{above} of {3 * len(SCENARIOS)}")
+        lines.append([group, *counts, ", ".join(ranked) or "nothing"])
+    return lines
 
 
 def recipe_table(rows):
@@ -236,23 +281,13 @@ def lam_table(rows):
 def reference_table(rows):
     return [["truth, changed", "SSIM/PSNR", "in the head"]] + [
         [name, pair(score), f"{score['ssim_head']:.2f}"]
-        for name, score in rows["references"].items() if name not in ("air", "copy of the input")]
-
-
-def earlier_table(rows):
-    """Runs of 1,500 updates with lam 10 (cut: 1), which came before this experiment."""
-    lines = [["method", "seeds", "GN0", "GN20"]]
-    for method, seeds in rows["earlier"].items():
-        own = [{"scenarios": scores} for scores in seeds.values()]
-        lines.append([method, "0 to 2" if len(own) == 3 else ", ".join(seeds),
-                      *(both_scores(own, s) if len(own) == 3 else pair(own[0]["scenarios"][s])
-                        for s in ("GN0", "GN20"))])
-    return lines
+        for name, score in rows["references"].items()
+        if name not in ("air", "fluid", "copy of the input")]
 
 
 def markdown(lines):
     lines = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    return "".join(f"|{'|'.join(cells)}|\n" for cells in lines)
 
 
 def figures():
@@ -260,19 +295,24 @@ def figures():
     from matplotlib.figure import Figure
     rows = read()
     figure = Figure(figsize=(11, 4.6), layout="constrained")
+    noise = [*SCENARIOS[:4], "", *SCENARIOS[4:]]  # "": two kinds, no line from one to the other
+
+    def apart(values):
+        return [*values[:4], nan, *values[4:]]
     for k, (metric, ax) in enumerate(zip(("ssim", "psnr"), figure.subplots(1, 2))):
         for colour, (group, own) in enumerate(groups(rows).items()):
             values = [[row["scenarios"][s][metric] for row in own] for s in SCENARIOS]
-            ax.plot(SCENARIOS, list(map(fmean, values)), "o-", color=f"C{colour}", label=group)
-            ax.fill_between(SCENARIOS, list(map(min, values)), list(map(max, values)),
-                            color=f"C{colour}", alpha=.15)
+            mean, least, most = (apart(list(map(f, values))) for f in (fmean, min, max))
+            ax.plot(noise, mean, "o-", color=f"C{colour}", label=group)
+            ax.fill_between(noise, least, most, color=f"C{colour}", alpha=.15)
             if group in PAPER:
-                ax.plot(SCENARIOS, PAPER[group][k], "--", color=f"C{colour}", lw=1,
+                ax.plot(noise, apart(PAPER[group][k]), "--", color=f"C{colour}", lw=1,
                         label=f"{group}, paper")
         copy = rows["copy_report_128"]["scenarios"]
-        ax.plot(SCENARIOS, [copy[s][metric] for s in SCENARIOS], "kx:", label="copy of the input")
+        ax.plot(noise, apart([copy[s][metric] for s in SCENARIOS]), "kx:",
+                label="copy of the input")
         ax.set_ylabel({"ssim": "SSIM x 100", "psnr": "PSNR [dB]"}[metric])
-        ax.legend(fontsize=7)
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     figure.savefig(HERE / "scenarios.png", dpi=100)
     figure = Figure(figsize=(6, 4), layout="constrained")
     ax = figure.subplots()
@@ -286,6 +326,24 @@ def figures():
     ax.set(xscale="log", xlabel="lam at 64x64", ylabel="SSIM x 100, GN0, three people")
     ax.legend(fontsize=8)
     figure.savefig(HERE / "lam.png", dpi=100)
+
+
+def one_slice():
+    """methods.png: the middle slice of one patient by every run that reports."""
+    from data import picture_grid
+
+    names = sorted(Path("report_slices/evaluation").glob("*_input.*"))  # in the order of load()
+    own = [k for k, path in enumerate(names) if path.name.startswith(SHOWN)]
+    middle = own[len(own) // 2]
+    x, y = (images[middle:middle + 1] for images in pairs("report", 128))
+    found = groups(read())
+    columns = [("input", [x] * len(found))]
+    for k, title in enumerate(("first seed", "second", "third")):
+        runs = [f"runs/large_{own[k]['method']}_{own[k]['lams'][0]:g}_{own[k]['seed']}"
+                for own in found.values()]
+        columns.append((title, [translated(folder, x) for folder in runs]))
+    columns.append(("truth", [y] * len(found)))
+    picture_grid(HERE / "methods.png", columns, labels=list(found))
 
 
 def main():
@@ -311,10 +369,10 @@ def main():
     elif command == "references":
         references()
     elif command == "tables":
-        for lines in (main_table, recipe_table, lam_table, reference_table, earlier_table):
+        for lines in (main_table, rank_table, recipe_table, lam_table, reference_table):
             print(markdown(lines(read())))
-    elif command == "figures":
-        figures()
+    elif command in ("figures", "one_slice"):
+        globals()[command]()
     else:
         print(__doc__)
         sys.exit(2)
