@@ -371,8 +371,10 @@ def main():
     elif command == "tables":
         for lines in (main_table, rank_table, recipe_table, lam_table, reference_table):
             print(markdown(lines(read())))
-    elif command in ("figures", "one_slice"):
-        globals()[command]()
+    elif command == "figures":
+        figures()
+    elif command == "one_slice":
+        one_slice()
     else:
         print(__doc__)
         sys.exit(2)

@@ -373,9 +373,17 @@ def test_what_was_found_follows_from_the_scores():
     assert means[0] < 66 and means[1] < 21.3 and "It is not reached." in text
 
 
-def test_what_ranks_uapi_and_pi_follows_from_the_rule_and_from_the_paper():
+def test_what_ranks_uapi_pi_and_cut_follows_from_the_rule_and_from_the_paper():
     text = section(RESULTS, "What was found")
-    (method, ssim, psnr, ranked), *_ = experiment.rank_table(stored("experiment.json"))[1:]
+    stored_rows = stored("experiment.json")
+    (method, ssim, psnr, ranked), cut = experiment.rank_table(stored_rows)[1:]
+    assert cut[0] == "cut" and cut[3] == "GN20 PSNR -0.67" and "PSNR on GN20, by 0.67 dB" in text
+    assert f"above CUT in {cut[1]} and in {cut[2]}." in text
+    own = experiment.groups(stored_rows)["cut"]
+    fluid = [row["fluid"] for row in own]
+    assert "between the kinds, with {} and fluid at {:.0f} to {:.0f}".format(
+        experiment.both_scores(own, "GN0"), min(fluid), max(fluid)) in text
+    assert experiment.best(stored_rows, "cut") == min(experiment.lams(stored_rows, "cut"))
     assert (method, ranked) == ("pi", "nothing") and "No mean differs by more than twice" in text
     assert f"UAPI is above PI in {ssim} comparisons of SSIM and in {psnr} of PSNR" in text
     above = [sum(a > b for a, b in zip(*scores))
@@ -436,6 +444,7 @@ def test_what_the_experiment_chose_follows_from_its_rule():
         if group in experiment.METHODS:
             lam = experiment.best(stored_rows, group)
             assert experiment.beyond(stored_rows, group) == "", f"{group}: the best is at an end"
+            assert f"{lam:g} ({group})" in section(README, "Two things to know")
             for row in own:
                 assert row["lams"] == [lam, lam, float(experiment.large_lam(group, lam))], group
     assert not {row["pairs"] for name, row in stored_rows.items()
