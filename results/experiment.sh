@@ -22,7 +22,8 @@ train() {  # NAME FLAGS...: trains runs/NAME, or goes on with it, unless it is f
     local name=$1
     shift
     if [ -e "runs/$name/finished" ]; then return; fi
-    if [ -e "runs/$name/checkpoint.pt" ]; then python train.py --resume "runs/$name"
+    if compgen -G "runs/$name/checkpoint*.pt" > /dev/null; then
+        python train.py --resume "runs/$name"
     else python train.py --data fourth_slices --out "runs/$name" "$@" $extra; fi
     touch "runs/$name/finished"
 }
@@ -87,25 +88,29 @@ chosen() {  # METHOD LAM...: the grid, what lies beyond it, then three seeds of 
     local method=$1 beyond lam
     grid "$@"
     if beyond=$($record beyond "$method") && [ -n "$beyond" ]; then grid "$method" "$beyond"; fi
-    lam=$($record best "$method") || return 0  # the other process is still searching
+    lam=$($record best "$method") || { [ $? = 3 ]; return; }  # 3: the other one still searches
     for seed in 0 1 2; do
         once "${method}_$seed" full "${method}_$seed" "$method" "$lam" "$seed" \
             "$($record large_lam "$method" "$lam")"
     done
 }
 
+evened() {  # PI with UAPI's lam over UAPI's mean scale: the likelihood without its weight
+    local even seed
+    even=$($record even) || { [ $? = 3 ]; return; }
+    for seed in 0 1 2; do
+        once "even_$seed" full "even_$seed" pi "$even" "$seed" "$($record large_lam pi "$even")"
+    done
+}
+
 for seed in 10 11 12; do once "other_seeds_uapi_$seed" recipe uapi 2 "$seed" 4; done
-once references $record references
+once references flock runs/json.lock $record references
 chosen uapi 0.5 2 8
 chosen pi 10 40 160
 chosen cut 0.25 1 4  # the quickest of the compared methods
 chosen cyclegan 2.5 10 40
+for seed in 0 1 2; do once "lam0_$seed" full "lam0_$seed" uapi 0 "$seed" 0; done
+evened
 chosen gcgan 2.5 10 40
 chosen ugac 2.5 10 40
 chosen uagc 0.5 2 8
-for seed in 0 1 2; do once "lam0_$seed" full "lam0_$seed" uapi 0 "$seed" 0; done
-if even=$($record even); then  # PI with UAPI's lam over UAPI's mean scale
-    for seed in 0 1 2; do
-        once "even_$seed" full "even_$seed" pi "$even" "$seed" "$($record large_lam pi "$even")"
-    done
-fi
