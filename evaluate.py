@@ -7,8 +7,8 @@ are written, as translate.py does. A run with --lam 0, or of a method without a
 scale, has no trained scale, so none is drawn or scored. uncertainty.py explains
 what is asked of a scale.
 """
-import itertools
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +19,9 @@ from torch.nn import functional as F
 import run
 from baselines import trains_scale
 from data import SET_FOLDERS, load, patient, picture_grid, save_figure, six_indices
-from run import label
 from translate import BATCH, load_run, translate, write_translations
 from uncertainty import (correlate, expected_residual, plot_order_and_size, reliability,
-                         sparsification)
+                         sparsification, two_digits)
 
 METRICS = """metrics.json, null for undefined or infinite:
   {"runs": {RUN: {"method", "scenarios": {"GN0": {"ssim", "psnr", ...}, ...},
@@ -35,7 +34,8 @@ undone. "pcc_image", "pcc_pixel" (Sec. 4.5): Pearson of residual and scale over
 images and pixels. "uncertainty": all that uncertainty.py asks, on GN0 and at
 most 512 images."""
 SCENARIOS = ("GN0", "GN5", "GN10", "GN20", "IP2", "IP5", "IP10")
-FOREGROUND = 25.5  # truth above 10 % of the range; air is trivially right, inflates correlations
+HEAD = 6  # grey levels of the truth; air, where every method loses the same SSIM, has less
+FOREGROUND = 25.5  # truth above 10 % of the range; dark air would inflate correlations
 
 
 # ---------------------------------------------------------------- Sec. 4.2: metrics
@@ -86,12 +86,20 @@ def ssim(a, b, data_range=255.0):
 
 def ssim_head(translation, truth):
     """Returns SSIM without air: the mean over the windows of all images in which the truth's
-    Gaussian mean is at least 6 grey levels. Air has grey level 1 in the truth, and every method
-    loses the same there. [n,1,h,w] in [0,255] -> one number, None where there is no such window."""
+    Gaussian mean is at least HEAD. [n,1,h,w] in [0,255] -> one number, None without such a window.
+    """
+    def inside(a, b):
+        similarity, mean = ssim_windows(a, b)
+        return similarity[mean >= HEAD]
+    windows = in_batches(inside, translation, truth)
+    return float(windows.mean()) if len(windows) else None
+
+
+def in_batches(metric, translation, truth):
+    """Returns what metric(a, b) gives for all images, float64. SSIM's windows of all images at once
+    would take twenty times their memory."""
     pairs = zip(translation.split(BATCH), truth.split(BATCH))
-    inside = [similarity[mean >= 6] for similarity, mean in itertools.starmap(ssim_windows, pairs)]
-    inside = torch.cat(inside).double()
-    return float(inside.mean()) if len(inside) else None
+    return torch.cat([metric(a, b) for a, b in pairs]).double()
 
 
 def moved(images, down, right):
@@ -112,14 +120,14 @@ def displacement(translation, truth, rounds=5):
     """
     off, T = torch.zeros(2, dtype=torch.float64), translation.double()
     for _ in range(rounds):
-        gram, product = torch.zeros(4, 4, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
+        gram = torch.zeros(5, 5, dtype=torch.float64)
         for part, goal in zip(T.split(BATCH), truth.double().split(BATCH)):
             gradient = torch.gradient(part, dim=(2, 3))
-            columns = torch.stack([part, *gradient, torch.ones_like(part)]).flatten(1)
-            gram, product = gram + columns @ columns.T, product + columns @ goal.flatten()
+            columns = torch.stack([part, *gradient, torch.ones_like(part), goal]).flatten(1)
+            gram += columns @ columns.T
         if not gram[1, 1] * gram[2, 2]:
             return None, None
-        c, *g, _ = torch.linalg.lstsq(gram, product, driver="gelsd").solution
+        c, *g, _ = torch.linalg.lstsq(gram[:4, :4], gram[:4, 4], driver="gelsd").solution
         off = off + torch.stack(g) / c
         if not off.isfinite().all() or off.abs().max() > min(truth.shape[2:]):
             return None, None
@@ -163,11 +171,10 @@ def score(translation, truth, patients):
     head = ssim_head(translation, truth)
     row = {"ssim_head": None if head is None else 100 * head}
     for name, metric, unit in (("ssim", ssim, 100), ("psnr", psnr, 1)):
-        pairs = zip(translation.split(BATCH), truth.split(BATCH))
-        values = unit * torch.cat([metric(a, b) for a, b in pairs]).double().numpy()
+        values = unit * in_batches(metric, translation, truth).numpy()
         means = torch.tensor([values[patients == who].mean() for who in np.unique(patients)])
         row |= {name: float(values.mean()), f"{name}_patients_mean": float(means.mean()),
-                f"{name}_patients_sd": float(means.std()) if len(means) > 1 else 0.0}
+                f"{name}_patients_sd": float(means.std()) if len(means) > 1 else None}
     return row
 
 
@@ -175,7 +182,7 @@ def score_in_place(translation, truth):
     """Returns displacement() and SSIM with that undone; None where it is undefined."""
     off, moved_back = displacement(translation, truth)
     return off and {"down": off[0], "right": off[1],
-                    "ssim": 100 * float(ssim(moved_back, truth).mean())}
+                    "ssim": 100 * float(in_batches(ssim, moved_back, truth).mean())}
 
 
 def scores_of(metrics):
@@ -208,7 +215,7 @@ def plot_psnr(path, metrics):
     ax = figure.subplots()
     for name, row in scores_of(metrics).items():
         values = [row[s]["psnr"] for s in SCENARIOS]
-        ax.plot(SCENARIOS, values, label=label(name), **line_style(metrics, name))
+        ax.plot(SCENARIOS, values, label=run.label(name), **line_style(metrics, name))
     ax.set_ylabel("PSNR [dB]")
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     save_figure(path, figure, "Higher is better. A good curve lies well above the dotted one and "
@@ -216,8 +223,9 @@ def plot_psnr(path, metrics):
 
 
 def plot_translations(path, x, translations, truth=None):
-    """Draws Figure 4, without truth Figure 5. [6,1,d,d] each; translations: by the run's name."""
-    columns = [("input", x), *((label(name), image) for name, image in translations.items())]
+    """Draws Figure 4, without truth Figure 5. Six pictures each; translations: by the run's name.
+    """
+    columns = [("input", x), *((run.label(name), image) for name, image in translations.items())]
     columns += [] if truth is None else [("truth", truth)]
     picture_grid(path, columns, caption="A good translation has the input's anatomy, down to small "
                                         "structures, and the target's contrast.")
@@ -240,7 +248,7 @@ def plot_residuals(path, x, translation, truth, scale, patients):
     """Draws Figures 6 and 8: the residual and, of runs with a scale, the scale beside it. One row
     is one patient; [n,1,d,d] each."""
     scores = zip(patients, 100 * ssim(translation, truth), psnr(translation, truth))
-    labels = [f"{label(who)}\nSSIM {s:.1f}\nPSNR {p:.1f} dB" for who, s, p in scores]
+    labels = [f"{run.label(who)}\nSSIM {s:.1f}\nPSNR {p:.1f} dB" for who, s, p in scores]
     columns = [("input\n$x$", x), ("translation\n$G(x)$", translation), ("truth", truth),
                ("residual\n|G(x) - truth|", (translation - truth).abs())]
     caption = "The residual should be dark."
@@ -251,10 +259,6 @@ def plot_residuals(path, x, translation, truth, scale, patients):
     picture_grid(path, columns, len(columns) - 3, caption, labels=labels)
 
 
-def two_digits(correlation):
-    return "undefined" if correlation is None else f"{correlation:.2f}"
-
-
 def plot_scatter(path, metrics, points):
     """Draws Figures 7 and 9: mean scale against mean residual, a point an image, a panel a run."""
     figure = Figure(figsize=(4 * len(points), 4.3), layout="constrained")
@@ -263,7 +267,7 @@ def plot_scatter(path, metrics, points):
         whole = metrics["runs"][name]["uncertainty"]["correlation"]["whole"]
         ax.plot(*means, **line_style(metrics, name) | {"linestyle": "none", "alpha": .6})
         ax.set(xlabel="mean residual [grey levels]", ylabel="mean scale [grey levels]")
-        ax.set_title(f"{label(name)}\nPearson {two_digits(whole['pearson_image'])}, "
+        ax.set_title(f"{run.label(name)}\nPearson {two_digits(whole['pearson_image'])}, "
                      f"Spearman {two_digits(whole['spearman_image'])}", fontsize=10)
     save_figure(path, figure, "One point is one image, its dark air included. A good scale rises "
                 "with the residual: the points lie along a rising line.")
@@ -285,16 +289,12 @@ def score_map(translation, alpha, beta, truth):
     return row, [v.mean(dim=(1, 2, 3)).tolist() for v in (residual, scale)]
 
 
-def runs_with_scale(metrics):
-    return {name: row["uncertainty"] for name, row in metrics["runs"].items()
-            if row["uncertainty"]}
-
-
 def plot_uncertainty(path, metrics):
     """Draws the curves behind AUSE and ECE."""
+    about = {name: row["uncertainty"] for name, row in metrics["runs"].items()}
     figure = plot_order_and_size(
-        (label(name), row["sparsification"], row["reliability"], line_style(metrics, name))
-        for name, row in runs_with_scale(metrics).items())
+        (run.label(name), row["sparsification"], row["reliability"], line_style(metrics, name))
+        for name, row in about.items() if row)
     save_figure(path, figure, "Left: pixels of largest scale are removed first. A good curve falls "
                 "like its oracle (dotted), which removes the largest residuals first. AUSE is the "
                 "area between them divided by the first value. Right: how often an interval "
@@ -333,8 +333,8 @@ def evaluate_runs(runs, slices, out, device):
             plot_residuals(out / f"fig6_8_{name}.png", x[middle], translation[middle],
                            truth[middle], scale, patients[middle])
     plot_psnr(out / "fig2_3_psnr.png", metrics)
-    x = torch.from_numpy(slices.evaluation_input[six]).unsqueeze(1)
-    plot_translations(out / "fig4_samples.png", x, translations, truth[six])
+    plot_translations(out / "fig4_samples.png", slices.evaluation_input[six], translations,
+                      truth[six])
     if points:
         plot_scatter(out / "fig7_9_scatter.png", metrics, points)
         plot_uncertainty(out / "uncertainty.png", metrics)
@@ -348,8 +348,9 @@ def summary(row):
     head = two_digits(row["scenarios"]["GN0"]["ssim_head"])
     lines = [f"SSIM in the head {head}; displacement undefined"]
     if off:
-        lines = [f"SSIM in the head {head}; lies {off['down']:.2f} pixels too low and "
-                 f"{off['right']:.2f} too far right, SSIM {off['ssim']:.2f} with that undone"]
+        low, right = "low" if off["down"] > 0 else "high", "right" if off["right"] > 0 else "left"
+        lines = [f"SSIM in the head {head}; lies {abs(off['down']):.2f} pixels too {low} and "
+                 f"{abs(off['right']):.2f} too far {right}, SSIM {off['ssim']:.2f} with that undone"]
     for region, numbers in about["correlation"].items() if about else ():
         image, image_ranks, pixel, pixel_ranks = map(two_digits, numbers.values())
         lines.append(f"Pearson/Spearman of scale and residual, {region}: {image}/{image_ranks} per "
@@ -386,6 +387,18 @@ def translate_unpaired(runs, slices, out, device):
     print(f"no pairs, so no scores: wrote {out}/fig5_translations.png")
 
 
+def fail_over_other_runs(out, runs):
+    """Ends where OUT holds other runs' scores: some of their figures would stay beside the new."""
+    try:
+        held = list(json.loads((out / "metrics.json").read_text(encoding="utf-8"))["runs"])
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, LookupError, TypeError):
+        held = ["what is not ours"]
+    if held != list(runs):
+        run.fail(f"{out}/metrics.json: holds scores of {', '.join(held)}; choose another --out.")
+
+
 @run.memory_may_run_out("evaluate fewer runs or pairs at a time, or give --device cpu")
 def main():
     parser = run.make_parser(__doc__, epilog=METRICS)
@@ -409,8 +422,10 @@ def main():
         run.fail(f"the runs have different sizes, {sorted(sizes)}; compare runs of one size.")
     slices = load(args.data, sizes.pop(), ("evaluation_input", "evaluation_target"))
     run.make_folder(out)
+    fail_over_other_runs(out, runs)
     for name, (G, config) in runs.items():
-        if Path(config["data"]).name != Path(args.data).name:
+        trained_on, scored_on = (os.path.abspath(data) for data in (config["data"], args.data))
+        if Path(trained_on).name != Path(scored_on).name:
             print(f"note: {name} was trained on {config['data']}, and is scored on {args.data}")
     evaluate = evaluate_pairs if len(slices.evaluation_target) else translate_unpaired
     evaluate(runs, slices, out, device)

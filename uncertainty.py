@@ -37,8 +37,11 @@ def pearson(u, v):
     u, v = (torch.as_tensor(w, dtype=torch.float64).flatten() for w in (u, v))
     if not len(u) or u.min() == u.max() or v.min() == v.max():
         return None
-    u, v = u - u.mean(), v - v.mean()
-    return float((u * v).sum() / (u.norm() * v.norm()))
+    return float(torch.corrcoef(torch.stack([u, v]))[0, 1])
+
+
+def two_digits(correlation):
+    return "undefined" if correlation is None else f"{correlation:.2f}"
 
 
 def ranks(v):
@@ -162,10 +165,10 @@ def main():
         size = reliability(residual, scale, torch.ones_like(scale))
         style = dict(color=f"C{k}", marker="osD^"[k], markersize=9 - 2 * k)
         rows.append((name, order, size, style))
-        pearson_r = "undefined" if correlation is None else f"{correlation:.2f}"
-        print(f"{name:<14} Pearson {pearson_r:<10} AUSE {order['ause']:.3f}  ECE {size['ece']:.3f}")
+        print(f"{name:<14} Pearson {two_digits(correlation):<10} AUSE {order['ause']:.3f}  "
+              f"ECE {size['ece']:.3f}")
     figure = plot_order_and_size(rows)
-    run.replace_file("uncertainty.png", lambda new: figure.savefig(new, dpi=80, format="png"))
+    run.save_png("uncertainty.png", figure)
     print("wrote uncertainty.png")
 
 

@@ -543,7 +543,7 @@ def test_pi_and_runs_with_lam_0_are_scored_without_a_scale():
     metrics, _, plotted = evaluated()
     scored = [name for name, row in metrics["runs"].items() if row["uncertainty"]]
     assert scored == WITH_SCALE, f"scales of {scored} are scored, trained were {WITH_SCALE}"
-    assert list(evaluate.runs_with_scale(metrics)) == WITH_SCALE
+    assert [name for name, row in metrics["runs"].items() if row["uncertainty"]] == WITH_SCALE
     titles = [ax.get_title().split("\n")[0] for ax in plotted["fig7_9_scatter.png"].axes]
     assert titles == WITH_SCALE, f"Sec. 4.5, Fig. 7 and 9: panels of {titles}"
 
@@ -803,8 +803,9 @@ def test_what_is_known_of_a_run_is_printed(tmp_path, capsys):
             f"ECE {about['reliability']['ece']:.3f}") in said
     place = row["displacement"]
     assert f"SSIM in the head {row['scenarios']['GN0']['ssim_head']:.2f}; " in said
-    assert (f"lies {place['down']:.2f} pixels too low and {place['right']:.2f} too far right, "
-            f"SSIM {place['ssim']:.2f} with that undone") in said
+    low, right = "low" if place["down"] > 0 else "high", "right" if place["right"] > 0 else "left"
+    assert (f"lies {abs(place['down']):.2f} pixels too {low} and {abs(place['right']):.2f} too far "
+            f"{right}, SSIM {place['ssim']:.2f} with that undone") in said
 
 
 def test_five_pairs_have_no_correlation_per_image_and_that_is_printed(tmp_path, capsys):
@@ -822,7 +823,7 @@ def test_a_perfect_copy_and_a_single_patient_leave_valid_json():
         assert "/inf" in (Path(out) / "table1.md").read_text()
     assert metrics["copy_input"]["GN0"]["psnr"] is None
     assert metrics["copy_input"]["GN0"]["ssim"] == pytest.approx(100)
-    assert metrics["copy_input"]["GN5"]["psnr_patients_sd"] == 0
+    assert metrics["copy_input"]["GN5"]["psnr_patients_sd"] is None
 
 
 def test_a_name_means_itself_in_legends_titles_and_the_table():
@@ -956,6 +957,30 @@ def test_wrong_use_ends_in_one_sentence_and_code_2(monkeypatch, tmp_path, runs):
         error = refused(call, *words)
         assert sentence in error, f"{words}: says {error!r}, not {sentence!r}"
         assert files_in(tmp_path) == before and not list((tmp_path / "here").iterdir()), words
+
+
+def test_a_folder_with_scores_of_other_runs_is_refused_and_with_its_own_renewed(tmp_path):
+    """Else uncertainty.png of a run with a scale would stay beside the scores of one without."""
+    evaluate_toys(tmp_path, pairs(), uapi="uapi")
+    before = files_in(tmp_path)
+    said = refused(evaluate_toys, tmp_path, pairs(), pi="pi")
+    assert f"{tmp_path}/metrics.json: holds scores of uapi; choose another --out" in said
+    assert files_in(tmp_path) == before
+    evaluate_toys(tmp_path, pairs(), uapi="uapi")
+    (tmp_path / "metrics.json").write_text("[]")
+    assert "holds scores of what is not ours" in refused(evaluate_toys, tmp_path, pairs(), uapi="uapi")
+
+
+def test_a_run_scored_on_other_data_is_noted_and_a_dot_is_a_folder_with_a_name(
+        tmp_path, monkeypatch, capsys):
+    (tmp_path / "phantom").mkdir()
+    monkeypatch.chdir(tmp_path / "phantom")
+    for data, noted in ((".", False), ("..", True)):
+        with replaced.multiple(evaluate, load=lambda *_: pairs(), save_figure=touch,
+                               picture_grid=touch,
+                               load_run=lambda *_: (toy(0.9), TINY | {"data": "phantom"})):
+            call("uapi", "--data", data, "--out", tmp_path / "out")
+        assert ("was trained on phantom, and is scored on" in capsys.readouterr().out) == noted, data
 
 
 def test_runs_of_two_sizes_are_not_compared(tmp_path):
