@@ -103,7 +103,7 @@ def ugac_generator_loss(f, g, G, H, x, y, lam, w1=1.0, w2=0.015):
     likelihood_y = generalized_gaussian(back_y - y, alpha, beta)
     consistency = w1 * cycle + w2 * (likelihood_x + likelihood_y)
     terms = {"adversarial": adversarial, "consistency": consistency, "residual": cycle / 2,
-             "scale_mean": alpha.mean(), "scale_min": alpha.min(), "beta_mean": beta.mean()}
+             "alpha_mean": alpha.mean(), "alpha_min": alpha.min(), "beta_mean": beta.mean()}
     return adversarial + lam * consistency, terms
 
 

@@ -33,7 +33,7 @@ from PIL import Image, ImageOps
 
 from phantoms import phantoms
 from run import (bounded, fail, make_folder, make_parser, memory_may_run_out, printable,
-                 progress, replace_file, start)
+                 progress, replace_file, save_png, start)
 
 SETS = ("input", "target", "evaluation_input", "evaluation_target")
 SET_FOLDERS = ("input", "target", "evaluation", "trainA", "trainB", "testA", "testB")
@@ -156,7 +156,7 @@ def to_square(grey, size):
 def save_figure(path, figure, caption):
     """Writes a figure whole or not at all, below it a caption of any length."""
     figure.supxlabel(textwrap.fill(caption, int(15 * figure.get_figwidth())), fontsize=9)
-    replace_file(path, lambda new: figure.savefig(new, dpi=150, format="png"))
+    save_png(path, figure, dpi=150)
 
 
 def picture_grid(path, columns, maps=0, caption="", square=None, labels=()):
@@ -223,8 +223,9 @@ def phantom_slices(size, subjects=40, slices=6, seed=0):
 
 
 def gather(images, names, size):
-    """Turns {set: images}, {set: names} into Slices, empty where a set was not read."""
-    arrays = (np.array(images.get(s, []), np.uint8).reshape(-1, size, size) for s in SETS)
+    """Turns {set: images}, which it empties, and {set: names} into Slices, empty where a set was
+    not read."""
+    arrays = (np.array(images.pop(s, []), np.uint8).reshape(-1, size, size) for s in SETS)
     return Slices(*arrays, {s: names.get(s, []) for s in SETS})
 
 

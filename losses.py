@@ -20,7 +20,7 @@
     lambda      lam           number         weight of the patch loss                       Eq. 6
     a, b        a, b          [b,c_out,d,d]  P(G(x)), G(P(x)); patch residual epsilon = a-b Sec. 3.3
     sigma       scale         [b,c_out,d,d]  G^sigma(P(x)), of each residual pixel          Eq. 9
-    b           len(x)        number         images in the batch, not the image b of Eq. 9  Eq. 2
+    b           len(x)        number         images in the batch, not the image b above     Eq. 2
     d           d             pixels         side of an image                               Sec. 3.1
 """
 import torch
@@ -167,7 +167,7 @@ def main():
     ax.axvline(1 / 127.5, color="gray", linestyle=":", label="floor of the scale: one grey level")
     ax.set(xlabel="scale", ylabel="Eq. 9", ylim=(-5, 8), title="The best scale is |residual|")
     ax.legend(fontsize=8)
-    run.replace_file("losses.png", lambda new: figure.savefig(new, dpi=120, format="png"))
+    run.save_png("losses.png", figure, dpi=120)
     print("wrote losses.png")
 
 

@@ -126,7 +126,7 @@ def main():
             h, w = image.shape
             ax.imshow(image.numpy(), cmap="gray", vmin=0, vmax=255, extent=(0, w, h, 0))
             ax.set(title=title, xlim=(0, d), ylim=(d, 0), xticks=[], yticks=[])
-    run.replace_file("patch_op.png", lambda new: figure.savefig(new, dpi=80, format="png"))
+    run.save_png("patch_op.png", figure)
     print("wrote patch_op.png")
 
 

@@ -8,7 +8,7 @@ from one map of its tissues.
 import numpy as np
 from PIL import Image
 
-from run import make_parser, progress, replace_file, start
+from run import make_parser, progress, save_png, start
 
 #             air  scalp skull  CSF  grey  white     (grey levels / 255)
 T1 = np.array([.02, .88, .10, .28, .50, .74])
@@ -91,7 +91,7 @@ def main():
         for subject, ax in enumerate(row):
             ax.imshow(images[6 * subject + shown], cmap="gray", vmin=0, vmax=255)
             ax.set(title=f"{title} of subject {subject}", xticks=[], yticks=[])
-    replace_file("phantoms.png", lambda new: figure.savefig(new, dpi=80, format="png"))
+    save_png("phantoms.png", figure)
     print("wrote phantoms.png")
 
 

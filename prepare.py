@@ -30,7 +30,8 @@ import numpy as np
 from PIL import Image
 
 from data import SETS, find_images, patient
-from run import bounded, fail, lock, memory_may_run_out, progress, replace_file, start
+from run import (bounded, claim_folder, fail, make_folder, memory_may_run_out, progress,
+                 replace_file, start)
 
 PARTS = ("input", "target", "evaluation")
 ACQUISITION = "CORPD_FBK"  # coronal proton density without fat suppression, as in Sec. 4.1
@@ -558,19 +559,13 @@ def report(manifest, args):
 
 
 def prepare_locked(args):
-    """Prepares a folder in which no other run is at work. The lock ends with the process."""
+    """Prepares a folder in which no other run is at work."""
     if args.out.suffix.lower() == ".h5":
         fail(f"{args.out}: choose another --out, a folder; data.py FOLDER --h5 {args.out} packs it")
     parts, volumes, unopened = {"ixi": ixi, "fastmri": fastmri, "mri2ct": mri2ct}[args.task](args)
-    try:
+    with claim_folder(args.out):
         for part in PARTS:
-            (args.out / part).mkdir(parents=True, exist_ok=True)
-        held = lock(args.out / ".lock")
-    except OSError as error:
-        fail(f"{args.out}: cannot be written ({error.strerror}); choose another --out")
-    if not held:
-        fail(f"{args.out}: another run is at work there; wait for it or choose another --out")
-    with held:
+            make_folder(args.out / part)
         for left in args.out.glob(".unfinished-*"):  # by a run that was killed
             shutil.rmtree(left)
         manifest = begin(parts, volumes, unopened, args)
@@ -610,8 +605,11 @@ def main():
         prepare_locked(args)
     except ModuleNotFoundError as error:
         fail(f"{error.name} is missing; install it with: pip install {error.name}")
-    except (OSError, KeyboardInterrupt) as error:  # readers turn their OSErrors into ValueErrors
-        fail(f"stopped ({str(error) or type(error).__name__}); the same command goes on from here")
+    except (KeyboardInterrupt, BrokenPipeError):
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        raise
+    except OSError as error:  # readers turn theirs into ValueErrors
+        fail(f"stopped ({error}); the same command goes on from here")
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ import json
 import math
 import os
 import re
+import shlex
 import signal
 import sys
-import time
 import zipfile
 from contextlib import contextmanager
 from datetime import timedelta
@@ -58,10 +58,12 @@ def start(main):
 def printable(name):
     """Returns a name as it can be printed and drawn: what no font has is escaped, as are bytes that
     are no text, which Python keeps as lone surrogates."""
-    def escape(c):
-        byte = ord(c) - 0xDC00
-        return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else c.encode("unicode_escape").decode()
-    return "".join(c if c.isprintable() else escape(c) for c in str(name))
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(name))
+
+
+def quoted(name):
+    """Returns a name as it can be copied to a command line."""
+    return shlex.quote(str(name))
 
 
 def label(name):
@@ -117,6 +119,10 @@ def replace_file(path, write):
     finally:
         if os.path.isfile(new):
             new.unlink()
+
+
+def save_png(path, figure, dpi=80):
+    replace_file(path, lambda new: figure.savefig(new, dpi=dpi, format="png"))
 
 
 def lock(path):
@@ -247,15 +253,10 @@ def is_due(step, n_updates, times, signal=0):
     return is_first() and (step in (1, 10, 100) or evenly or signal > 0)
 
 
-def clock_start(seconds):
-    """Returns when a run that has taken so many seconds would have begun without a stop."""
-    return time.perf_counter() - seconds
-
-
-def log(folder, config, step, clock_start, **values):
+def log(folder, config, step, seconds, **values):
     """Prints one line and appends the same to log.jsonl; under torchrun of the first process's
     share of the batch. A scale that nothing trains is null."""
-    seconds, n_updates = time.perf_counter() - clock_start, config["updates"]
+    n_updates = config["updates"]
     images = step * (config["critic_steps"] + 1) * config["batch"] / seconds
     row = {"step": step, "seconds": round(seconds, 2), "images_per_second": round(images, 1),
            "scale_mean": None, "scale_min": None}
@@ -296,16 +297,16 @@ def plot_curves(folders, path):
     axes["wasserstein"].set(title="Wasserstein estimate (early peaks cut off): should fall",
                             ylim=(min(later), 1.05 * max(later) + 1e-3))
     axes["slope"].set(title="slope of the critic: should settle near 1", yscale="log")
-    axes["residual"].set(title="patch residual (solid), scale: should meet", yscale="log")
+    axes["residual"].set(title="residual (solid), scale (dashed): should meet", yscale="log")
     for ax in axes.values():
         ax.set_xlabel("generator updates")
         ax.legend(fontsize=8)
-    replace_file(path, lambda new: figure.savefig(new, dpi=80, format="png"))
+    save_png(path, figure)
 
 
 # ---------------------------------------------------------------- checkpoints
 
-def save(folder, config, step, clock_start, state):
+def save(folder, config, step, seconds, state):
     """Writes checkpoint.pt whole or not at all and keeps the one before; tensors and plain types
     only. Weights beyond all use are not saved: no run could go on from them."""
     networks = {**state.theta, **state.omega}
@@ -313,7 +314,7 @@ def save(folder, config, step, clock_start, state):
         if not all(w.abs().max() < 1e6 for w in network.parameters()):  # NaN is below nothing
             fail_diverged(folder, f"update {step}: the weights of {name} are above 1e6 or not "
                                   "finite")
-    checkpoint = {"config": config, "step": step, "seconds": time.perf_counter() - clock_start,
+    checkpoint = {"config": config, "step": step, "seconds": seconds,
                   "networks": {name: network.state_dict() for name, network in networks.items()},
                   "opt_G": state.opt_G.state_dict(), "opt_f": state.opt_f.state_dict(),
                   "streams": {name: stream.get_state() for name, stream in state.streams.items()}}
@@ -392,8 +393,8 @@ def begin(folder, config, checkpoint):
 
 @contextmanager
 def claim_folder(folder):
-    """Makes a run's folder; inside, no other training can write there. The claim is a lock on
-    FOLDER/.claim, so that it ends with its process. The file stays."""
+    """Makes a folder; inside, no other run can write there. The claim is a lock on FOLDER/.claim,
+    so that it ends with its process. The file stays."""
     make_folder(folder)
     claim = None
     if is_first():
@@ -402,8 +403,8 @@ def claim_folder(folder):
         except OSError as error:
             fail(f"{folder}: cannot be written ({error.strerror}); choose another --out.")
         if not claim:
-            fail(f"{folder}: another training writes there now; wait for its end, or choose "
-                 "another --out.")
+            fail(f"{folder}: another run writes there now; wait for its end, or choose another "
+                 "--out.")
     try:
         yield
     finally:
@@ -439,8 +440,8 @@ def signal_received(caught):
 
 def end_after_signal(folder, step, number):
     if is_first():
-        print(f"stopped after update {step}; go on with: python train.py --resume {folder}",
-              file=sys.stderr)
+        print(f"stopped after update {step}; go on with: "
+              f"python train.py --resume {quoted(folder)}", file=sys.stderr)
     leave_processes()
     raise SystemExit(128 + number)
 
@@ -456,9 +457,9 @@ def fail_unless_finite(folder, step, **risks):
 def fail_diverged(folder, what):
     """Ends a run whose losses or weights diverged; says which saved state is left."""
     saved = "no checkpoint was written yet"
-    if (folder / "checkpoint.pt").exists():
-        saved = (f"{folder}/checkpoint.pt holds the last saved state, and --init {folder} starts a "
-                 "new run from its networks")
+    if os.path.exists(folder / "checkpoint.pt"):  # False, not an error, where it is forbidden
+        saved = (f"{folder}/checkpoint.pt holds the last saved state, and --init {quoted(folder)} "
+                 "starts a new run from its networks")
     fail(f"{what}; {saved}; choose a smaller --lr-g, --lr-c or --lam.")
 
 
@@ -477,7 +478,7 @@ def memory_may_run_out(advice):
 def explain_failure(error, folder):
     """Ends over a full disk or a lack of memory, which users can mend; all else is a bug of
     ours."""
-    exists = os.path.exists(folder / "checkpoint.pt")  # False, not an error, where it is forbidden
+    exists = os.path.exists(folder / "checkpoint.pt")
     state = "holds the last saved state" if exists else "was not written yet"
     saved = f"{folder}/checkpoint.pt {state}"
     if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):

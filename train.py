@@ -12,6 +12,7 @@ and the one before it: a line and a save per 1 % of the run, a picture per 10 %,
 and all of them at updates 1, 10 and 100, too.
 """
 import os
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,11 +75,13 @@ def check_settings(config):
         raise ValueError(f"its configuration: {reason}")
     parser = make_parser()
     parser.error = refuse
+    if config.keys() - vars(parser.parse_args([])):  # --help among them
+        refuse("other flags than this train.py's")
     words = [f"--{flag.replace('_', '-')}" + ("" if value is True else f"={value}")
              for flag, value in config.items() if value is not None and value is not False]
     given = YOUNG_FLAGS | config | dict(resume=None, smoke=False)
     if vars(parser.parse_args(words)) != given:
-        refuse("other flags than this train.py's, or values of another type")
+        refuse("flags are missing, or values of another type")
 
 
 def read_settings():
@@ -122,8 +125,8 @@ def fail_over_another_run(folder, checkpoint):
     """Ends a new run that would overwrite another; two data sets can share a default name."""
     if not checkpoint and any(os.path.exists(folder / name) for name in run.CHECKPOINTS):
         data = run.load_checkpoint(folder)["config"].get("data")
-        run.fail(f"{folder}: already holds a run, on {data}; go on with it by --resume {folder}, "
-                 "or choose another --out.")
+        run.fail(f"{folder}: already holds a run, on {data}; go on with it by "
+                 f"--resume {run.quoted(folder)}, or choose another --out.")
 
 
 # ---------------------------------------------------------------- networks and optimisers
@@ -136,7 +139,7 @@ class State(NamedTuple):
     opt_f: torch.optim.Optimizer  # moves omega
     streams: dict                 # a torch.Generator each for x, y, phi, eps and for baselines.py
     step: int = 0                 # generator updates done
-    seconds: float = 0.0          # and the time they took
+    seconds: float = 0.0          # and the time they took, with pictures and saving
 
 
 def build(config):
@@ -222,7 +225,7 @@ def follow(updates, config, slices, folder, state):
     """Runs a loop, train() or its twin in baselines.py: says how far it is, logs, draws, saves, and
     ends it where a number is not finite or a signal asks for it."""
     G, f, n_updates = state.theta["G"], state.omega["f"], config["updates"]
-    clock_start = run.clock_start(state.seconds)
+    began = time.perf_counter() - state.seconds
     with run.catching_signals() as caught:
         for step, risk_f, risk_G, terms, (x, y, eps) in updates:
             run.progress(step, n_updates, "update")
@@ -231,13 +234,13 @@ def follow(updates, config, slices, folder, state):
             if run.is_due(step, n_updates, 100, signal):
                 # The slope is taken between this update's G(x) and the critic's last y.
                 slope = critic_slope(f, y, G.image(x).detach(), eps).mean()
-                run.log(folder, config, step, clock_start, wasserstein=-risk_f, slope=slope,
-                        **terms)
+                seconds = time.perf_counter() - began
+                run.log(folder, config, step, seconds, wasserstein=-risk_f, slope=slope, **terms)
                 if run.is_due(step, n_updates, 10, signal):
                     plot_samples(folder / "samples" / f"{step:06d}.png", G, slices,
                                  config["device"], baselines.trains_scale(config))
                     run.plot_curves([folder], folder / "curves.png")
-                run.save(folder, config, step, clock_start, state)
+                run.save(folder, config, step, seconds, state)
             if signal:
                 run.end_after_signal(folder, step, signal)
 
@@ -308,8 +311,8 @@ def main():
         run.explain_failure(error, folder)
     print(f"finished: {folder}")
     if len(slices.evaluation_input):
-        print(f"evaluate it with: python evaluate.py {folder} --data {config['data']} "
-              f"--out {folder}/evaluation")
+        words = map(run.quoted, (folder, config["data"], folder / "evaluation"))
+        print("evaluate it with: python evaluate.py {} --data {} --out {}".format(*words))
     run.leave_processes()
 
 

@@ -442,9 +442,9 @@ MUTANTS = [Mutant(*fields) for fields in (
     ("infinity_taken_for_finite", "run.py",
      "if not torch.isfinite(risk)",
      "if torch.isnan(risk)", LIKELY),
-    ("clock_starts_anew_after_a_resume", "run.py",
-     "return time.perf_counter() - seconds",
-     "return time.perf_counter()", LIKELY),
+    ("clock_starts_anew_after_a_resume", "train.py",
+     "began = time.perf_counter() - state.seconds",
+     "began = time.perf_counter()", LIKELY),
     # Sec. 4.2: cycleGAN
     ("cycle_one_way_only", "baselines.py",
      "cycle = (H.image(fake_y) - x).abs().mean() + (G.image(fake_x) - y).abs().mean()",

@@ -146,7 +146,7 @@ def test_ugac_weighs_residual_and_likelihood_of_both_ways_back():
         return (r / alpha) ** beta - math.log(beta / alpha) + math.lgamma(1 / beta)
     likelihoods = nll(0.3, 0.5, 0.8) + nll(0.3, 0.3, 1.5)  # of H(G(x)) by H, of G(H(y)) by G
     agree(risk, 2.0 * (1.0 * (0.3 + 0.3) + 0.015 * likelihoods), UGAC)
-    agree(terms["scale_mean"], 0.3, "the maps logged are G's, whose output is wanted")
+    agree(terms["alpha_mean"], 0.3, "the maps logged are G's, whose output is wanted")
 
 
 def test_ugac_generator_is_scored_like_cyclegans():

@@ -581,9 +581,9 @@ def test_a_stopped_run_goes_on_where_it_stopped_and_leaves_nothing_half_written(
             raise KeyboardInterrupt
         save(*arguments, **keywords)
     monkeypatch.setattr(Image.Image, "save", interrupted)
-    with pytest.raises(SystemExit) as end:
+    with pytest.raises(KeyboardInterrupt):  # start() ends with 130 over it
         cli("ixi --t1 t1 --t2 t2 --size 64 --out out")
-    assert end.value.code == 2
+    assert "the same command goes on from here" in capsys.readouterr().err
     monkeypatch.setattr(Image.Image, "save", save)
     first = {p: p.stat().st_mtime_ns for p in Path("out").glob("*/*.png")}
     assert len(first) == 40 and not list(Path("out").glob(".unfinished*"))  # two volumes of 20, nothing of the third
@@ -1285,7 +1285,7 @@ def test_an_out_that_cannot_be_written_is_not_told_to_go_on(cli, capsys):
     Path("file").touch()
     for out in ("file/slices", "file"):
         said = refused(cli, f"ixi --t1 t1 --t2 t2 --out {out}", capsys)
-        assert "goes on" not in said and "choose another --out" in said
+        assert "goes on" not in said and "choose another" in said
 
 
 def test_an_out_that_looks_like_one_file_is_told_who_packs_it(cli, capsys):
@@ -1305,7 +1305,7 @@ def test_a_second_run_in_the_same_folder_ends_at_its_start(cli, monkeypatch, cap
         save(*arguments, **keywords)
     monkeypatch.setattr(Image.Image, "save", meanwhile)
     cli(line)
-    assert "another run is at work" in said[0] and len(read("out/*/*.png")) == 40
+    assert "another run writes there now" in said[0] and len(read("out/*/*.png")) == 40
 
 
 # ---------------------------------------------------------------- what archives look like

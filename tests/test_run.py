@@ -140,7 +140,7 @@ def test_a_logged_line_says_the_same_on_screen_and_in_the_file():
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()) as printed:
         for logged in (values | scales, values):
             tensors = {name: torch.tensor(value) for name, value in logged.items()}
-            run.log(Path(folder), TINY | {"updates": 20}, 5, run.clock_start(100.0), **tensors)
+            run.log(Path(folder), TINY | {"updates": 20}, 5, 100.0, **tensors)
         uapi, pi = run.read_log(Path(folder))
     same = {"step": 5, "seconds": 100.0, "images_per_second": 0.4} | values  # 5 (3 + 1) 2 images
     assert uapi == same | scales
@@ -297,7 +297,7 @@ def test_a_checkpoint_holds_all_that_an_update_changes_or_draws_from():
             state = trained(folder, method="gcgan", updates=1)
         saved = run.load_checkpoint(folder)
         before, after = [(folder / name).exists() for name in run.CHECKPOINTS[::-1]]
-        run.save(folder, TINY, 2, run.clock_start(0), state)
+        run.save(folder, TINY, 2, 0.0, state)
         older = torch.load(folder / "checkpoint_before.pt", weights_only=True)
     assert saved.keys() == run.CONTENTS.keys() and (before, after) == (False, True)
     networks = {**state.theta, **state.omega}
@@ -424,7 +424,7 @@ def untrained(tmp_path_factory):
     for method in METHODS:
         (root / method).mkdir()
         config = TINY | {"method": method, "out": str(root / method)}
-        run.save(root / method, config, 0, run.clock_start(0), train.build(config))
+        run.save(root / method, config, 0, 0.0, train.build(config))
     return root
 
 
@@ -778,6 +778,7 @@ def test_a_pickle_bomb_is_not_set_off(tmp_path, copy):
 ODD_CONFIGS = [lambda c: None, lambda c: [c], lambda c: {}, lambda c: c | {"new": 1},
                lambda c: {k: v for k, v in c.items() if k != "method"}, lambda c: c | {1: 1},
                lambda c: c | {"resume": "x"}, lambda c: c | {"help": "x"},
+               lambda c: c | {"help": True}, lambda c: c | {"h": True}, lambda c: c | {"upd": 1},
                *(lambda c, odd=odd: c | odd for odd in (
                    {"width": "1"}, {"width": 1.5}, {"width": 0}, {"width": 10 ** 12},
                    {"width": True}, {"width": [1]}, {"size": 100}, {"method": "magic"},
@@ -1151,7 +1152,7 @@ def test_a_second_training_in_one_folder_ends_with_a_sentence_also_before_the_fi
                           (copy, ("--resume", copy, "--updates", 4))):
         with run.claim_folder(folder):
             before = listing(tmp_path)
-            assert "another training writes there now" in refused(go_toy, *words)
+            assert "another run writes there now" in refused(go_toy, *words)
             assert listing(tmp_path) == before
         assert (folder / ".claim").exists()
         go_toy(*words)
@@ -1168,7 +1169,7 @@ def test_two_real_trainings_started_together_leave_one_run(tmp_path, h5):
     loser, winner = sorted(pair, key=lambda process: process.poll() is None)
     assert loser.returncode == 2
     error = loser.communicate()[1]
-    assert error.startswith(f"error: {folder}: another training writes there now"), error
+    assert error.startswith(f"error: {folder}: another run writes there now"), error
     winner.send_signal(signal.SIGTERM)
     winner.communicate(timeout=60)
     steps = [row["step"] for row in untimed_log(folder)]
@@ -1190,7 +1191,7 @@ def test_a_file_system_without_locks_is_not_taken_for_another_training(tmp_path)
     fcntl = SimpleNamespace(LOCK_EX=1, LOCK_NB=2, flock=raising(OSError(errno.ENOLCK, "No locks")))
     with mock.patch.dict(sys.modules, fcntl=fcntl):
         said = refused(go_toy, *FAST, "--updates", 1, "--out", tmp_path / "run")
-    assert "No locks" in said and "another training" not in said
+    assert "No locks" in said and "another run" not in said
 
 
 # ---------------------------------------------------------------- moved data, default names
@@ -1261,7 +1262,7 @@ ODD_NAMES = ("$lam_$seed", "_first", "r\udce9sum\udce9", "a\u202fb", "\u8133", "
 
 def test_every_name_can_be_printed_drawn_and_told_from_the_others():
     assert run.printable("IXI_1 \u8133") == "IXI_1 \u8133"
-    assert run.printable(os.fsdecode(b"r\xe9sum\xe9")) == "r\\xe9sum\\xe9"
+    assert run.printable(os.fsdecode(b"r\xe9sum\xe9")) == "r\\udce9sum\\udce9"
     assert len({run.printable(name) for name in ODD_NAMES}) == len(ODD_NAMES)
     for name in ODD_NAMES:
         assert run.printable(name).isprintable() and run.printable(name).encode("utf-8")
