@@ -85,9 +85,8 @@ def ssim(a, b, data_range=255.0):
 
 
 def ssim_head(translation, truth):
-    """Returns SSIM without air: the mean over the windows of all images in which the truth's
-    Gaussian mean is at least HEAD. [n,1,h,w] in [0,255] -> one number, None without such a window.
-    """
+    """Returns SSIM without air, over all images' windows in which the truth's Gaussian mean is at
+    least HEAD: [n,1,h,w] in [0,255] -> one number, None where there is no such window."""
     def inside(a, b):
         similarity, mean = ssim_windows(a, b)
         return similarity[mean >= HEAD]
@@ -193,9 +192,9 @@ def scores_of(metrics):
 def table(metrics):
     """Writes Table 1 in markdown: run, then SSIM/PSNR of each scenario."""
     rows = [["run", *SCENARIOS], ["---"] * (1 + len(SCENARIOS))]
-    rows += [[run.printable(name), *(f"{row[s]['ssim']:.2f}/{row[s]['psnr']:.2f}"
-                                     for s in SCENARIOS)]
-             for name, row in scores_of(metrics).items()]
+    for name, row in scores_of(metrics).items():
+        scores = (f"{row[s]['ssim']:.2f}/{row[s]['psnr']:.2f}" for s in SCENARIOS)
+        rows.append([run.printable(name), *scores])
     return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
 
 
@@ -223,8 +222,7 @@ def plot_psnr(path, metrics):
 
 
 def plot_translations(path, x, translations, truth=None):
-    """Draws Figure 4, without truth Figure 5. Six pictures each; translations: by the run's name.
-    """
+    """Draws Figure 4, without truth Figure 5: six pictures each, translations by the run's name."""
     columns = [("input", x), *((run.label(name), image) for name, image in translations.items())]
     columns += [] if truth is None else [("truth", truth)]
     picture_grid(path, columns, caption="A good translation has the input's anatomy, down to small "
@@ -291,10 +289,9 @@ def score_map(translation, alpha, beta, truth):
 
 def plot_uncertainty(path, metrics):
     """Draws the curves behind AUSE and ECE."""
-    about = {name: row["uncertainty"] for name, row in metrics["runs"].items()}
     figure = plot_order_and_size(
-        (run.label(name), row["sparsification"], row["reliability"], line_style(metrics, name))
-        for name, row in about.items() if row)
+        (run.label(name), about["sparsification"], about["reliability"], line_style(metrics, name))
+        for name, row in metrics["runs"].items() if (about := row["uncertainty"]))
     save_figure(path, figure, "Left: pixels of largest scale are removed first. A good curve falls "
                 "like its oracle (dotted), which removes the largest residuals first. AUSE is the "
                 "area between them divided by the first value. Right: how often an interval "
@@ -346,11 +343,8 @@ def summary(row):
     out dark air, which flatters a scale."""
     off, about = row["displacement"], row["uncertainty"]
     head = two_digits(row["scenarios"]["GN0"]["ssim_head"])
-    lines = [f"SSIM in the head {head}; displacement undefined"]
-    if off:
-        low, right = "low" if off["down"] > 0 else "high", "right" if off["right"] > 0 else "left"
-        lines = [f"SSIM in the head {head}; lies {abs(off['down']):.2f} pixels too {low} and "
-                 f"{abs(off['right']):.2f} too far {right}, SSIM {off['ssim']:.2f} with that undone"]
+    lies = "lies {down:+.2f} pixels down, {right:+.2f} right, SSIM {ssim:.2f} with that undone"
+    lines = [f"SSIM in the head {head}; {lies.format(**off) if off else 'displacement undefined'}"]
     for region, numbers in about["correlation"].items() if about else ():
         image, image_ranks, pixel, pixel_ranks = map(two_digits, numbers.values())
         lines.append(f"Pearson/Spearman of scale and residual, {region}: {image}/{image_ranks} per "
@@ -387,18 +381,6 @@ def translate_unpaired(runs, slices, out, device):
     print(f"no pairs, so no scores: wrote {out}/fig5_translations.png")
 
 
-def fail_over_other_runs(out, runs):
-    """Ends where OUT holds other runs' scores: some of their figures would stay beside the new."""
-    try:
-        held = list(json.loads((out / "metrics.json").read_text(encoding="utf-8"))["runs"])
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError, LookupError, TypeError):
-        held = ["what is not ours"]
-    if held != list(runs):
-        run.fail(f"{out}/metrics.json: holds scores of {', '.join(held)}; choose another --out.")
-
-
 @run.memory_may_run_out("evaluate fewer runs or pairs at a time, or give --device cpu")
 def main():
     parser = run.make_parser(__doc__, epilog=METRICS)
@@ -421,8 +403,10 @@ def main():
     if len(sizes) > 1:
         run.fail(f"the runs have different sizes, {sorted(sizes)}; compare runs of one size.")
     slices = load(args.data, sizes.pop(), ("evaluation_input", "evaluation_target"))
+    others = {path.name for path in out.glob("fig6_8_*")} - {f"fig6_8_{name}.png" for name in runs}
+    if others and len(slices.evaluation_target):
+        run.fail(f"--out {out}: holds scores of other runs, {min(others)}; choose another --out.")
     run.make_folder(out)
-    fail_over_other_runs(out, runs)
     for name, (G, config) in runs.items():
         trained_on, scored_on = (os.path.abspath(data) for data in (config["data"], args.data))
         if Path(trained_on).name != Path(scored_on).name:

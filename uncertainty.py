@@ -167,8 +167,7 @@ def main():
         rows.append((name, order, size, style))
         print(f"{name:<14} Pearson {two_digits(correlation):<10} AUSE {order['ause']:.3f}  "
               f"ECE {size['ece']:.3f}")
-    figure = plot_order_and_size(rows)
-    run.save_png("uncertainty.png", figure)
+    run.save_png("uncertainty.png", plot_order_and_size(rows))
     print("wrote uncertainty.png")
 
 

@@ -471,7 +471,7 @@ def test_figure_4_shows_six_slices_evenly_spread_their_translations_and_truths()
     columns, maps, _ = evaluated()[1]["fig4_samples.png"]
     x, truth = (v[[0, 2, 4, 7, 9, 11]] for v in tensors(pairs()))
     said = {name: evaluate.translate(G, x, "cpu")[0] for name, (G, _) in toy_runs().items()}
-    check_columns(columns, ["input", *toy_runs(), "truth"], (x, *said.values(), truth))
+    check_columns(columns, ["input", *toy_runs(), "truth"], (x[:, 0], *said.values(), truth))
     assert maps == 0
 
 
@@ -803,9 +803,8 @@ def test_what_is_known_of_a_run_is_printed(tmp_path, capsys):
             f"ECE {about['reliability']['ece']:.3f}") in said
     place = row["displacement"]
     assert f"SSIM in the head {row['scenarios']['GN0']['ssim_head']:.2f}; " in said
-    low, right = "low" if place["down"] > 0 else "high", "right" if place["right"] > 0 else "left"
-    assert (f"lies {abs(place['down']):.2f} pixels too {low} and {abs(place['right']):.2f} too far "
-            f"{right}, SSIM {place['ssim']:.2f} with that undone") in said
+    assert (f"lies {place['down']:+.2f} pixels down, {place['right']:+.2f} right, "
+            f"SSIM {place['ssim']:.2f} with that undone") in said
 
 
 def test_five_pairs_have_no_correlation_per_image_and_that_is_printed(tmp_path, capsys):
@@ -830,7 +829,7 @@ def test_a_name_means_itself_in_legends_titles_and_the_table():
     """To matplotlib $ means mathematics and a first _ no legend; a byte can be no text at all."""
     known, figures, name = evaluated()[0], [], "_$lam_$seed\udce9"
     metrics = {"runs": {name: known["runs"]["one"]}, "copy_input": known["copy_input"]}
-    drawn = r"_$lam_$seed\xe9"
+    drawn = r"_$lam_$seed\udce9"
     with replaced.object(evaluate, "save_figure", lambda _, figure, __: figures.append(figure)):
         evaluate.plot_psnr("nowhere", metrics)
         evaluate.plot_uncertainty("nowhere", metrics)
@@ -848,7 +847,7 @@ def test_a_name_means_itself_in_legends_titles_and_the_table():
 def test_runs_of_any_name_are_evaluated_and_stand_in_every_legend(tmp_path):
     """Names that matplotlib, the table or the output could stumble over; everything is drawn."""
     names = ["$lam_$seed", "_x", os.fsdecode(b"r\xe9sum\xe9"), "thin\u202fspace", "\u6f22\u5b57"]
-    as_drawn = ["$lam_$seed", "_x", "r\\xe9sum\\xe9", "thin\\u202fspace", "\u6f22\u5b57"]
+    as_drawn = ["$lam_$seed", "_x", "r\\udce9sum\\udce9", "thin\\u202fspace", "\u6f22\u5b57"]
     folders = [saved(tmp_path / name, nets.UNet(width=1)) for name in names]
     legends, keep = {}, evaluate.save_figure
 
@@ -887,7 +886,7 @@ def test_table_1_is_utf_8_where_the_locale_is_not(tmp_path, h5):
         pytest.skip("this system has one encoding for every locale")
     assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr.decode()
     table = (tmp_path / "out" / "table1.md").read_text(encoding="utf-8")
-    assert [row[0] for row in rows_of(table)[1:]] == ["r\\xe9sum\\xe9", "\u6f22\u5b57",
+    assert [row[0] for row in rows_of(table)[1:]] == ["r\\udce9sum\\udce9", "\u6f22\u5b57",
                                                       "copy of the input"]
 
 
@@ -959,16 +958,15 @@ def test_wrong_use_ends_in_one_sentence_and_code_2(monkeypatch, tmp_path, runs):
         assert files_in(tmp_path) == before and not list((tmp_path / "here").iterdir()), words
 
 
-def test_a_folder_with_scores_of_other_runs_is_refused_and_with_its_own_renewed(tmp_path):
+def test_a_folder_with_scores_of_other_runs_is_refused_and_with_its_own_renewed():
     """Else uncertainty.png of a run with a scale would stay beside the scores of one without."""
-    evaluate_toys(tmp_path, pairs(), uapi="uapi")
-    before = files_in(tmp_path)
-    said = refused(evaluate_toys, tmp_path, pairs(), pi="pi")
-    assert f"{tmp_path}/metrics.json: holds scores of uapi; choose another --out" in said
-    assert files_in(tmp_path) == before
-    evaluate_toys(tmp_path, pairs(), uapi="uapi")
-    (tmp_path / "metrics.json").write_text("[]")
-    assert "holds scores of what is not ours" in refused(evaluate_toys, tmp_path, pairs(), uapi="uapi")
+    with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(io.StringIO()):
+        evaluate_toys(Path(out), pairs(), uapi="uapi")
+        before = files_in(Path(out))
+        said = refused(evaluate_toys, Path(out), pairs(), pi="pi")
+        assert f"--out {out}: holds scores of other runs, fig6_8_uapi.png; choose another" in said
+        assert files_in(Path(out)) == before
+        evaluate_toys(Path(out), pairs(), uapi="uapi", pi="pi")
 
 
 def test_a_run_scored_on_other_data_is_noted_and_a_dot_is_a_folder_with_a_name(

@@ -97,10 +97,10 @@ def test_only_the_first_process_writes():
         assert due(100, 100) == [] and not run.is_due(7, 10, 10, signal=signal.SIGTERM)
 
 
-def followed(folder, **changes):
+def followed(folder, seconds=0.0, **changes):
     """A run with all that follows an update, by whatever stands in train.py and run.py now."""
     config = TINY | changes
-    state = train.build(config)
+    state = train.build(config)._replace(seconds=seconds)
     train.follow(loop_of(config)(config, tiny_slices(), state), config, tiny_slices(), folder, state)
 
 
@@ -114,6 +114,13 @@ def test_both_loops_log_and_save_every_per_cent_and_draw_every_tenth():
             followed(Path(folder), method=method, updates=20, critic_steps=1)
         assert logged == saved == list(range(1, 21)), method
         assert drawn == [f"{step:06d}.png" for step in (1, *range(2, 21, 2))], method
+
+
+def test_the_clock_goes_on_where_a_run_stood():
+    with tempfile.TemporaryDirectory() as folder, replaced(UNet=ToyG, Critic=ToyF):
+        followed(Path(folder), seconds=1000.0, updates=1, critic_steps=1)
+        for seconds in (run.read_log(Path(folder))[-1]["seconds"], everything(Path(folder))["seconds"]):
+            assert 1000 < seconds < 1100, f"after 1,000 seconds and one update: {seconds}"
 
 
 def test_a_stop_leaves_line_picture_and_checkpoint_of_its_update():
