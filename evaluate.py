@@ -27,12 +27,11 @@ METRICS = """metrics.json, null for undefined or infinite:
   {"runs": {RUN: {"method", "scenarios": {"GN0": {"ssim", "psnr", ...}, ...},
                   "displacement", "pcc_image", "pcc_pixel", "uncertainty"}},
    "copy_input": {"GN0": {...}, ...}}
-SSIM times 100, PSNR in dB. "copy_input" returns its input: a run of lower PSNR
-is worse than its input. "ssim_head" leaves out air. "displacement", on GN0: how
-many pixels translations lie too low and too far right, and SSIM with that
-undone. "pcc_image", "pcc_pixel" (Sec. 4.5): Pearson of residual and scale over
-images and pixels. "uncertainty": all that uncertainty.py asks, on GN0 and at
-most 512 images."""
+SSIM times 100, PSNR in dB. "copy_input" returns its input. "ssim_head" leaves
+out air. "displacement", on GN0: how many pixels translations lie too low and
+too far right, and SSIM with that undone. "pcc_image", "pcc_pixel" (Sec. 4.5):
+Pearson of residual and scale over images and pixels. "uncertainty": all that
+uncertainty.py asks, on GN0 and at most 512 images."""
 SCENARIOS = ("GN0", "GN5", "GN10", "GN20", "IP2", "IP5", "IP10")
 HEAD = 6  # grey levels of the truth; air, where every method loses the same SSIM, has less
 FOREGROUND = 25.5  # truth above 10 % of the range; dark air would inflate correlations
@@ -309,6 +308,8 @@ def evaluate_runs(runs, slices, out, device):
     six, middle, chosen = (six_indices(len(truth)), middle_slices(patients),
                            choose_512(len(truth)))
     translations, points, metrics = {}, {}, {"runs": {}, "copy_input": {}}
+    for stale in ("fig7_9_scatter.png", "uncertainty.png"):  # where these runs had a scale
+        (out / stale).unlink(missing_ok=True)
     for done, scenario in enumerate(SCENARIOS):
         x = perturb_all(slices.evaluation_input, scenario)
         metrics["copy_input"][scenario] = score(x, truth, patients)

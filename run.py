@@ -255,13 +255,13 @@ def is_due(step, n_updates, times, signal=0):
 
 def log(folder, config, step, seconds, **values):
     """Prints one line and appends the same to log.jsonl; under torchrun of the first process's
-    share of the batch. A scale that nothing trains is null."""
+    share of the batch. A scale that nothing trains is null; ugac's maps are then left out."""
     n_updates = config["updates"]
     images = step * (config["critic_steps"] + 1) * config["batch"] / seconds
     row = {"step": step, "seconds": round(seconds, 2), "images_per_second": round(images, 1),
            "scale_mean": None, "scale_min": None}
     row |= {name: value.item() for name, value in values.items()
-            if config["lam"] > 0 or not name.startswith("scale")}
+            if config["lam"] > 0 or not name.startswith(("scale", "alpha", "beta"))}
     with open(folder / "log.jsonl", "a") as file:
         file.write(json.dumps(row) + "\n")
     elapsed = timedelta(seconds=int(seconds))

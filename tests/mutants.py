@@ -803,6 +803,14 @@ def planted():
     return json.loads(PLANTED.read_text()) if PLANTED.exists() else None
 
 
+def auditors(file):
+    """The test files in which a mistake in that file may be noticed."""
+    others = {"data.py": ("test_pictures", "test_train"),  # which watches draws
+              "baselines.py": ("test_train",),              # and the twin loop
+              "train.py": ("test_run",), "run.py": ("test_train",)}
+    return f"test_{file[:-3]}", *others.get(file, ())
+
+
 def plant_in_file(mutant, named=True):
     if planted():
         run.fail("a mutant is planted already; take it out: python tests/mutants.py restore")
@@ -816,7 +824,8 @@ def plant_in_file(mutant, named=True):
     run.replace_file(PLANTED, lambda place: place.write_text(saved))
     run.replace_file(path, lambda place: place.write_text(after))
     print(f"planted {mutant.name if named else 'a mistake'} in {mutant.file}; "
-          f"hunt it: python -m pytest -q tests/test_{mutant.file}")
+          "hunt it: python -m pytest -q "
+          + " ".join(f"tests/{auditor}.py" for auditor in auditors(mutant.file)))
     print("what it was: python tests/mutants.py reveal; "
           "take it out: python tests/mutants.py restore")
 

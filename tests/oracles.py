@@ -16,7 +16,7 @@ def agree(got, expected, equation, tolerance=1e-9):
     off = (got - expected).abs().nan_to_num(math.inf)
     n = off.argmax()
     assert off[n] <= tolerance, (f"{equation}\n  found          {got[n]:.10g}"
-                                 f"\n  the paper asks {expected[n]:.10g}"
+                                 f"\n  asked for      {expected[n]:.10g}"
                                  f"\n  (entry {n} of {len(off)}; tolerance {tolerance:g})")
 
 

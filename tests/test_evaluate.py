@@ -186,11 +186,11 @@ def test_what_lies_off_its_place_is_found_with_its_sign_whatever_the_contrast():
             translation = contrast(blobs(down, right))
             found, moved_back = evaluate.displacement(translation, truth)
             agree(found, (down, right), "displacement: pixels too low, too far right, of an image "
-                  "drawn there", 0.05)
+                  "drawn there", 1e-3)
             place = evaluate.score_in_place(translation, truth)
             assert (place["down"], place["right"]) == tuple(found)
             before = 100 * evaluate.ssim(translation, truth).mean().item()
-            agree(moved_back, contrast(truth), "displacement: the translation, moved back", 1.5)
+            agree(moved_back, contrast(truth), "displacement: the translation, moved back", 0.05)
             after = 100 * evaluate.ssim(moved_back, truth).mean().item()
             agree(place["ssim"], after, "displacement: SSIM x 100 with it undone", 1e-3)
             if contrast(1.0) > contrast(0.0):
@@ -203,7 +203,7 @@ def test_no_displacement_is_found_where_nothing_moved():
     for what, translation in (("equal", truth), ("less contrast", 0.6 * truth + 20),
                               ("opposite contrast", 255 - truth)):
         found, _ = evaluate.displacement(translation, truth)
-        assert max(map(abs, found)) < 0.02, f"displacement: nothing moved ({what}), found {found}"
+        assert max(map(abs, found)) < 1e-3, f"displacement: nothing moved ({what}), found {found}"
 
 
 def test_a_displacement_of_whole_pixels_is_found_as_such():
@@ -211,7 +211,7 @@ def test_a_displacement_of_whole_pixels_is_found_as_such():
     for down, right in ((1, 0), (0, -1), (2, -3)):
         rolled = torch.from_numpy(np.roll(truth.numpy(), (down, right), axis=(2, 3)))
         found, moved_back = evaluate.displacement(0.6 * rolled + 20, truth)
-        agree(found, (down, right), "displacement: of np.roll", 0.05)
+        agree(found, (down, right), "displacement: of np.roll", 1e-3)
         assert moved_back.shape == truth.shape and moved_back.dtype == torch.float32
 
 
@@ -225,16 +225,10 @@ def test_the_displacement_is_one_of_all_images_whatever_the_batch():
     agree(moved_alike, moved_back, "displacement: moved back in batches of 4 and at once", 1e-3)
 
 
-def test_a_black_translation_has_no_displacement():
-    truth = blobs()
-    assert evaluate.displacement(0 * truth, truth) == (None, None)
-    assert evaluate.score_in_place(0 * truth, truth) is None
-
-
 def test_a_constant_translation_has_no_displacement():
     """It lies nowhere, so that nothing can be undone."""
     truth = blobs()
-    for grey in (100.0, 37.3, 255.0):
+    for grey in (0.0, 100.0, 37.3, 255.0):
         translation = torch.full_like(truth, grey)
         found = evaluate.displacement(translation, truth)[0]
         assert found is None, f"displacement: of a constant {grey}, found {found}, asked for None"
@@ -520,30 +514,10 @@ def test_the_scale_of_ugac_is_drawn_as_the_residual_that_it_expects():
           "Sec. 4.5, Fig. 6 and 8: scale over E|r| = alpha Gamma(2/beta) / Gamma(1/beta)", 1e-4)
 
 
-def test_residual_and_scale_share_one_colour_scale_in_all_rows():
-    x, translation, truth, scale = (grey_levels(3, 1, 16, 16, seed=seed) for seed in range(4))
-    scale, figures = scale / 20, []
-    with replaced.object(data, "save_figure", lambda _, figure, __: figures.append(figure)):
-        for map_ in (scale, None):
-            evaluate.plot_residuals("nowhere.png", x, translation, truth, map_, ["p", "q", "r"])
-    for figure, maps in zip(figures, (2, 1), strict=True):
-        columns = 3 + maps
-        images = [ax.images[0] for ax in figure.axes if ax.images]
-        assert len(images) == 3 * columns and len(figure.axes) == 3 * columns + 1  # a colour bar
-        clims = {image.get_clim() for k, image in enumerate(images) if k % columns >= 3}
-        assert len(clims) == 1, f"Sec. 4.5: residual and scale drawn from {clims}"
-        assert clims != {(0, 255)} and next(iter(clims))[0] == 0
-        greys = {image.get_clim() for k, image in enumerate(images) if k % columns < 3}
-        assert greys == {(0, 255)}, f"images drawn from {greys}"
-        assert [ax.texts[0].get_text().split("\n")[0]
-                for ax in figure.axes[:3 * columns:columns]] == ["p", "q", "r"]
-
-
 def test_pi_and_runs_with_lam_0_are_scored_without_a_scale():
     metrics, _, plotted = evaluated()
     scored = [name for name, row in metrics["runs"].items() if row["uncertainty"]]
     assert scored == WITH_SCALE, f"scales of {scored} are scored, trained were {WITH_SCALE}"
-    assert [name for name, row in metrics["runs"].items() if row["uncertainty"]] == WITH_SCALE
     titles = [ax.get_title().split("\n")[0] for ax in plotted["fig7_9_scatter.png"].axes]
     assert titles == WITH_SCALE, f"Sec. 4.5, Fig. 7 and 9: panels of {titles}"
 
@@ -616,6 +590,13 @@ def test_a_run_keeps_its_colour_and_marker_in_every_figure():
     styles = [evaluate.line_style(metrics, name) for name in metrics["runs"]]
     for key in ("color", "marker"):
         assert len({style[key] for style in styles}) == 9, f"two runs share a {key}"
+    metrics, _, plotted = evaluated()
+    for k, name in enumerate(WITH_SCALE):
+        style, (left, right) = evaluate.line_style(metrics, name), plotted["uncertainty.png"].axes
+        lines = [*(v for v in plotted["fig2_3_psnr.png"].axes[0].lines if v.get_label() == name),
+                 plotted["fig7_9_scatter.png"].axes[k].lines[0], left.lines[2 * k], right.lines[k]]
+        assert {(v.get_color(), v.get_marker()) for v in lines} == {
+            (style["color"], style["marker"])}, f"{name} changes its looks between figures"
 
 
 # ---------------------------------------------------------------- Sec. 4.5: scale and residual
@@ -649,7 +630,6 @@ def test_maps_of_every_kind_are_scored_as_expected_residuals():
 
 
 def test_fewer_than_ten_images_have_no_correlation_per_image():
-    """The figure and the printed line say so, and metrics.json has null."""
     truth, image, alpha = (grey_levels(9, 1, 10, 10, seed=seed) + 1 for seed in (25, 26, 27))
     row, _ = evaluate.score_map(image, alpha, torch.ones_like(alpha), truth)
     assert row["pcc_image"] is None, f"Sec. 4.5: pcc_image of 9 images is {row['pcc_image']}"
@@ -744,22 +724,6 @@ def test_two_runs_give_table_1_metrics_and_every_figure(tmp_path, runs):
     assert [row[0] for row in rows[1:]] == ["uapi", "pi", "copy of the input"]
     cell = metrics["runs"]["pi"]["scenarios"]["IP10"]
     assert rows[2][7] == f"{cell['ssim']:.2f}/{cell['psnr']:.2f}"
-
-
-def test_without_lam_the_scale_head_is_neither_drawn_nor_scored(tmp_path):
-    run_folder, titles = saved(tmp_path / "lam0", nets.UNet(width=1), lam=0.0), {}
-
-    def grid(path, columns, *_, **__):
-        titles[path.name] = [title for title, _ in columns]
-        path.touch()
-    out = tmp_path / "out"
-    with replaced.object(evaluate, "picture_grid", grid):
-        call(run_folder, "--data", "phantom", "--out", out)
-    row = json.loads((out / "metrics.json").read_text())["runs"]["lam0"]
-    assert row["uncertainty"] is row["pcc_image"] is row["pcc_pixel"] is None
-    assert not any("scale" in title for title in titles["fig6_8_lam0.png"])
-    assert sorted(files_in(out)) == ["fig2_3_psnr.png", "fig4_samples.png", "fig6_8_lam0.png",
-                                     "metrics.json", "table1.md"]
 
 
 def test_every_method_is_scored_and_those_with_a_map_are_asked_what_they_know(tmp_path, capsys):
@@ -935,29 +899,6 @@ def test_names_in_an_h5_that_cannot_name_files_are_refused(tmp_path, names):
     assert not (tmp_path / "out").exists()
 
 
-def test_wrong_use_ends_in_one_sentence_and_code_2(monkeypatch, tmp_path, runs):
-    (tmp_path / "here").mkdir()
-    (tmp_path / "file").write_text("a file")
-    monkeypatch.chdir(tmp_path / "here")
-    before = files_in(tmp_path)
-    for words, sentence in (([runs[0]], "required: --data"),
-                            (["--data", "phantom"], "required: RUN"),
-                            ([tmp_path, "--data", "phantom"], "no such checkpoint"),
-                            ([runs[0], "--data", tmp_path / "none"], "no such folder"),
-                            ([runs[0], "--data", tmp_path],
-                             "no readable image for evaluation_input"),
-                            ([runs[0], runs[0], "--data", "phantom"], "same folder name"),
-                            ([runs[0], "--data", "phantom", "--out", tmp_path / "file"],
-                             f"{tmp_path / 'file'}"),
-                            ([runs[0], "--data", "phantom", "--device", "toaster"],
-                             "--device toaster"),
-                            ([runs[0], "--data", "phantom", "--image", tmp_path / "file"],
-                             "--image")):
-        error = refused(call, *words)
-        assert sentence in error, f"{words}: says {error!r}, not {sentence!r}"
-        assert files_in(tmp_path) == before and not list((tmp_path / "here").iterdir()), words
-
-
 def test_a_folder_with_scores_of_other_runs_is_refused_and_with_its_own_renewed():
     """Else uncertainty.png of a run with a scale would stay beside the scores of one without."""
     with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(io.StringIO()):
@@ -966,7 +907,9 @@ def test_a_folder_with_scores_of_other_runs_is_refused_and_with_its_own_renewed(
         said = refused(evaluate_toys, Path(out), pairs(), pi="pi")
         assert f"--out {out}: holds scores of other runs, fig6_8_uapi.png; choose another" in said
         assert files_in(Path(out)) == before
-        evaluate_toys(Path(out), pairs(), uapi="uapi", pi="pi")
+        (Path(out) / "uncertainty.png").touch()
+        evaluate_toys(Path(out), pairs(), uapi="pi")
+        assert not (Path(out) / "uncertainty.png").exists(), "of the run when it had a scale"
 
 
 def test_a_run_scored_on_other_data_is_noted_and_a_dot_is_a_folder_with_a_name(
@@ -979,12 +922,6 @@ def test_a_run_scored_on_other_data_is_noted_and_a_dot_is_a_folder_with_a_name(
                                load_run=lambda *_: (toy(0.9), TINY | {"data": "phantom"})):
             call("uapi", "--data", data, "--out", tmp_path / "out")
         assert ("was trained on phantom, and is scored on" in capsys.readouterr().out) == noted, data
-
-
-def test_runs_of_two_sizes_are_not_compared(tmp_path):
-    folders = [saved(tmp_path / f"run{size}", nets.UNet(width=1), size=size) for size in (64, 96)]
-    error = refused(call, *folders, "--data", "phantom", "--out", tmp_path / "out")
-    assert "different sizes, [64, 96]" in error and not (tmp_path / "out").exists()
 
 
 def data_set(root, *folders):

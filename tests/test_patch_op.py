@@ -40,9 +40,10 @@ def test_phi_is_uniform_and_its_parts_are_independent():
     # 45 .. 63 are full bins of rho; 44 is a part of one
     counts = torch.bincount(size.long() - 44, minlength=20)[1:]
     assert (counts / 40_000 - 1 / (0.3 * d)).abs().max() < 0.006, "Sec. 3.2: rho is uniform"
-    at_50 = size == 50
-    offsets = torch.bincount(j1[at_50].long(), minlength=15) / at_50.sum()
-    assert (offsets - 1 / 15).abs().max() < 0.03, "Sec. 3.2: j1 is uniform over 0 .. d - size"
+    for name, j in (("j1", j1), ("j2", j2)):
+        shares = torch.bincount(j[size == 50].long(), minlength=15) / (size == 50).sum()
+        off = (shares - 1 / 15).abs().max()
+        assert off < 0.02, f"Sec. 3.2: {name} is uniform over 0 .. d - size; off by {off:.3f}"
     # (j + 1/2) / (d - size + 1) is uniform whatever the size: nothing correlates.
     parts = torch.stack([size, (j1 + .5) / (d - size + 1), (j2 + .5) / (d - size + 1)])
     assert (torch.corrcoef(parts) - torch.eye(3)).abs().max() < 0.02

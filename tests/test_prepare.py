@@ -244,6 +244,10 @@ def test_split_of_a_hundred_is_ten_forty_five_forty_five_and_of_few_makes_sense(
     assert prepare.split(["b", "c", "a", "d"], Arguments) == prepare.split(["d", "a", "c", "b"], Arguments)
     assert prepare.shuffled("abcdef", Arguments) == list("fcbdae")  # frozen: two people get the same patients
 
+    class First(Arguments):
+        limit = 3
+    assert sorted(prepare.shuffled("fedcba", First)) == list("abc"), "--limit takes the first by name"
+
 
 def test_names_in_every_spelling_are_found_and_patients_have_no_underscore(cli):
     for name in ("IXI001-HH-1-T1.nii.gz", "IXI002-HH-2_T1.nii", "sub/IXI003-HH-3-t1.NII.GZ", "sub_04_T1w.nii.gz",
@@ -806,12 +810,12 @@ def test_of_a_patients_nifti_files_the_best_plain_one_is_taken_and_the_others_ar
 def test_one_flipped_bit_in_a_compressed_nifti_never_passes(cli):
     rng = np.random.default_rng(0)
     nibabel.save(nibabel.Nifti1Image(rng.integers(0, 99, (16, 16, 16)).astype(np.int16), np.eye(4)), "a.nii.gz")
-    whole, stack = Path("a.nii.gz").read_bytes(), prepare.brain(Path("a.nii.gz"))[0]
+    whole = Path("a.nii.gz").read_bytes()
     wrong = 0
     for place in np.linspace(30, len(whole) - 1, 40).astype(int):
         Path("b.nii.gz").write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1:])
         try:
-            wrong += not np.array_equal(prepare.brain(Path("b.nii.gz"))[0], stack)
+            prepare.brain(Path("b.nii.gz"))
             wrong += 1
         except ValueError as error:
             assert "b.nii.gz cannot be used" in str(error)
@@ -1259,9 +1263,9 @@ def test_the_manifest_holds_every_choice(cli):
     for k, folder in enumerate(("x", "x", "y", "y")):
         write_series(f"ct/a/{k}/{folder}", uid=f"1.2.{k}")
     write_series("ct/b", SeriesDescription="CTA")
-    cli("mri2ct --t1 t1 --ct ct --out out --size 64")
+    cli("mri2ct --t1 t1 --ct ct --out out --size 64 --centre 50 --width 350")
     notes = manifest()["volumes"]["a"]["ct"]
-    assert len(notes["found"]) == 4 and notes["black_and_white"] == [-160, 240]
+    assert len(notes["found"]) == 4 and notes["black_and_white"] == [-125, 225]
     assert manifest()["split"]["target"] == ["a"] and sorted(manifest()["bad"]) == ["b"]
     write_ixi(cli.folder, "cd")
     cli("ixi --t1 t1 --t2 t2 --out slice --size 64 --normalise slice")

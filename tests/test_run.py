@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -145,18 +146,19 @@ def test_a_logged_line_says_the_same_on_screen_and_in_the_file():
     values = dict(wasserstein=1.0, slope=2.0, residual=3.0, patch=4.0)
     scales = dict(scale_mean=5.0, scale_min=0.5)
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()) as printed:
-        for logged in (values | scales, values):
+        for logged, lam in ((values | scales, 10.0), (values, 10.0), (values | scales, 0.0)):
             tensors = {name: torch.tensor(value) for name, value in logged.items()}
-            run.log(Path(folder), TINY | {"updates": 20}, 5, 100.0, **tensors)
-        uapi, pi = run.read_log(Path(folder))
+            run.log(Path(folder), TINY | {"updates": 20, "lam": lam}, 5, 100.0, **tensors)
+        uapi, *without = run.read_log(Path(folder))
     same = {"step": 5, "seconds": 100.0, "images_per_second": 0.4} | values  # 5 (3 + 1) 2 images
     assert uapi == same | scales
-    assert pi == same | {"scale_mean": None, "scale_min": None}, "PI has no scale: null"
-    first, second = printed.getvalue().splitlines()
+    for row, why in zip(without, ("PI has no scale", "lam 0 trains none"), strict=True):
+        assert row == same | {"scale_mean": None, "scale_min": None}, f"{why}: null"
+    first, *others = printed.getvalue().splitlines()
     line = ("update 5/20  elapsed 0:01:40  remaining 0:05:00  "
             "wasserstein 1.000  slope 2.000  residual 3.0000")
     assert first == line + "  scale 5.0000 (min 0.5000)  0 images/s"
-    assert second == line + "  0 images/s"
+    assert others == [line + "  0 images/s"] * 2
 
 
 def write_log(folder, scale=None):
@@ -213,26 +215,30 @@ def test_a_run_leaves_what_the_readme_promises(tmp_path, capsys):
     assert "update 2/2" in printed and f"finished: {folder}" in printed
 
 
-def test_pi_logs_null_for_a_scale_that_nothing_trains(tmp_path):
-    go_toy(*FAST, "--method", "pi", "--updates", 1, "--out", tmp_path / "run")
-    row, = untimed_log(tmp_path / "run")
-    assert row["scale_mean"] is None and row["scale_min"] is None
-
-
 # ---------------------------------------------------------------- settings
 
-def test_lam_is_10_but_for_methods_whose_authors_chose_another(tmp_path):
+def test_lam_is_10_unless_told_and_1_for_cut(tmp_path):
     found = []
-    for words in ([], ["--method", "cyclegan"], ["--method", "cut"], ["--method", "cut", "--lam", 3]):
+    given = [[], *(["--method", method] for method in ("pi", *baselines.METHODS))]
+    for words in (*given, ["--method", "cut", "--lam", 3]):
         go(*FAST, *words, "--out", tmp_path / "run",
            train=lambda config, *_: found.append((config["method"], config["lam"])) or ())
-    assert found == [("uapi", 10), ("cyclegan", 10), ("cut", 1), ("cut", 3)]
+    assert found == [("uapi", 10), ("pi", 10), ("cyclegan", 10), ("ugac", 10), ("gcgan", 10),
+                     ("uagc", 10), ("cut", 1), ("cut", 3)]
 
 
 def test_a_run_without_a_name_is_named_by_data_method_lam_and_seed(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     go_toy(*FAST, "--updates", 1, "--lam", 3.5, "--seed", 7)
     assert [path.name for path in Path("runs").iterdir()] == ["phantom_uapi_lam3.5_seed7"]
+
+
+def test_commands_that_are_printed_can_be_copied(tmp_path, capsys):
+    out = tmp_path / "my run's"
+    go_toy(*FAST, "--updates", 1, "--out", out)
+    assert shlex.split(capsys.readouterr().out.splitlines()[-1])[-7:] == [
+        "python", "evaluate.py", str(out), "--data", "phantom", "--out", str(out / "evaluation")]
+    assert f"--resume {shlex.quote(str(out))}," in refused(go_toy, *FAST, "--out", out)
 
 
 # ---------------------------------------------------------------- a share for each process
@@ -1021,7 +1027,7 @@ def test_evaluate_used_wrongly_ends_in_one_sentence_and_leaves_nothing_behind(
             (["good.png", *judged], "no such checkpoint"),
             ([one, large, *judged], "different sizes, [64, 96]"),
             ([one, one, *judged], "same folder name"), ([one, "--data", "none"], "no such folder"),
-            ([one, "--data", "empty"], "no readable image"),
+            ([one, "--data", "empty"], "no readable image for evaluation_input"),
             ([one, "--data", "good.png"], "is not an .h5"),
             ([one, *judged, "--device", "toaster"], "no such device"),
             ([one, *judged, "--out", "good.png"], "cannot be made into a folder"),

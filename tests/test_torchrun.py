@@ -75,7 +75,6 @@ def test_two_processes_write_and_print_what_one_does(tmp_path, h5):
     assert [row["step"] for row in untimed_log(two)] == [1]
     left = [{path.name for path in folder.iterdir()} for folder in (one, two)]
     assert left[1] == left[0] | {"samples", "curves.png"}
-    assert farthest(one, two) <= 2 * 1e-4 * 1.01  # float32: no more than Adam's steps
 
 
 def test_two_processes_train_as_one(launched, h5):

@@ -258,7 +258,7 @@ def test_critic_judges_fakes_of_its_own_x_and_the_generator_gets_a_fresh_batch()
 
 # ---------------------------------------------------------------- what an update costs
 
-def test_passes_per_update_are_those_the_readme_states():
+def test_a_critic_step_costs_one_pass_of_G_and_five_of_f():
     events, _, config = watched_run()
     b, n_c = config["batch"], config["critic_steps"]
     passes = {name: [e["images"] for e in of(events, "forward") if e["network"] == name]

@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-import evaluate
 import nets
 import translate
 from oracles import agree, naive_patch, phi_of
@@ -125,12 +124,6 @@ def test_a_device_that_is_not_there_is_named_and_not_the_checkpoint():
         path = saved(Path(folder) / "uapi", nets.UNet(width=1))
         error = refused(translate.load_run, path, name)
     assert f"--device {name}" in error and "checkpoint" not in error and "uapi" not in error, error
-
-
-def test_evaluate_has_load_run_and_translate_of_translate_py():
-    from evaluate import load_run, translate as by_evaluate  # as README's notebook does
-    assert load_run is translate.load_run and by_evaluate is translate.translate
-    assert evaluate.write_translations is translate.write_translations
 
 
 # ---------------------------------------------------------------- sizes
