@@ -353,6 +353,7 @@ def figures():
 
 def one_slice():
     """methods.png: the middle slice of one patient by every run that reports."""
+    from PIL import Image
     from data import picture_grid
 
     names = sorted(Path("report_slices/evaluation").glob("*_input.*"))  # in the order of load()
@@ -367,6 +368,7 @@ def one_slice():
         columns.append((title, [translated(folder, x) for folder in runs]))
     columns.append(("truth", [y] * len(found)))
     picture_grid(HERE / "methods.png", columns, labels=list(found))
+    Image.open(HERE / "methods.png").convert("L").save(HERE / "methods.png", optimize=True)  # grey
 
 
 def main():
