@@ -3,9 +3,8 @@
     python evaluate.py runs/uapi runs/pi --data ixi_slices/ --out evaluation
 
 Runs are scored on pairs: Table 1 and figures. Without pairs their translations
-are written, as translate.py does. A run with --lam 0, or of a method without a
-scale, has no trained scale, so none is drawn or scored. uncertainty.py explains
-what is asked of a scale.
+are written, as by translate.py. Where no scale was trained, as with --lam 0,
+none is drawn or scored. uncertainty.py explains what is asked of a scale.
 """
 import json
 import os
@@ -308,8 +307,6 @@ def evaluate_runs(runs, slices, out, device):
     six, middle, chosen = (six_indices(len(truth)), middle_slices(patients),
                            choose_512(len(truth)))
     translations, points, metrics = {}, {}, {"runs": {}, "copy_input": {}}
-    for stale in ("fig7_9_scatter.png", "uncertainty.png"):  # where these runs had a scale
-        (out / stale).unlink(missing_ok=True)
     for done, scenario in enumerate(SCENARIOS):
         x = perturb_all(slices.evaluation_input, scenario)
         metrics["copy_input"][scenario] = score(x, truth, patients)
@@ -404,7 +401,10 @@ def main():
     if len(sizes) > 1:
         run.fail(f"the runs have different sizes, {sorted(sizes)}; compare runs of one size.")
     slices = load(args.data, sizes.pop(), ("evaluation_input", "evaluation_target"))
-    others = {path.name for path in out.glob("fig6_8_*")} - {f"fig6_8_{name}.png" for name in runs}
+    own = {f"fig6_8_{name}.png" for name in runs}
+    if any(trains_scale(config) for _, config in runs.values()):
+        own.add("fig7_9_scatter.png")
+    others = {path.name for path in out.glob("fig[67]_*")} - own  # they would stay beside ours
     if others and len(slices.evaluation_target):
         run.fail(f"--out {out}: holds scores of other runs, {min(others)}; choose another --out.")
     run.make_folder(out)

@@ -907,9 +907,11 @@ def test_a_folder_with_scores_of_other_runs_is_refused_and_with_its_own_renewed(
         said = refused(evaluate_toys, Path(out), pairs(), pi="pi")
         assert f"--out {out}: holds scores of other runs, fig6_8_uapi.png; choose another" in said
         assert files_in(Path(out)) == before
-        (Path(out) / "uncertainty.png").touch()
-        evaluate_toys(Path(out), pairs(), uapi="pi")
-        assert not (Path(out) / "uncertainty.png").exists(), "of the run when it had a scale"
+        evaluate_toys(Path(out), pairs(), uapi="uapi", more="pi")
+        before = files_in(Path(out))
+        said = refused(evaluate_toys, Path(out), pairs(), uapi="pi", more="pi")
+        assert "other runs, fig7_9_scatter.png" in said, "of this run when it had a scale"
+        assert files_in(Path(out)) == before
 
 
 def test_a_run_scored_on_other_data_is_noted_and_a_dot_is_a_folder_with_a_name(

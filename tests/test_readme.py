@@ -411,6 +411,7 @@ def test_what_is_said_of_ranks_follows_from_the_rule_and_from_the_paper():
     text = section(RESULTS, "What was found")
     ranks = {row[0]: row[2:] for row in experiment.rank_table(stored("experiment.json"))[1:]}
     by_all = {group: row[-1] for group, row in ranks.items()}
+    assert f"two of {14 * len(by_all)} comparisons, and no other is ranked" in text
     assert by_all.pop("even") == "+2/-0" and set(by_all.values()) == {"+0/-0"}, "one order comes out"
     even = experiment.groups(stored("experiment.json"))["even"]
     gaps = [statistics.mean(ours) - statistics.mean(theirs) for ours, theirs in
