@@ -304,50 +304,61 @@ def markdown(lines):
     return "".join(f"|{'|'.join(cells)}|\n" for cells in lines)
 
 
-def look(group):
-    """A group's colour in every figure: that of its method."""
-    return {"color": f"C{GROUPS.index(group.removeprefix('other_seeds_'))}"}
+def line_and_band(ax, places, scores, color):
+    """Draws means over seeds, and from the least to the most of them; a list of scores a place."""
+    mean, least, most = (list(map(f, scores)) for f in (fmean, min, max))
+    ax.plot(places, mean, "o-", ms=3, color=color)
+    ax.fill_between(places, least, most, alpha=.2, lw=0, color=color)
 
 
-def figures():
-    """scenarios.png: SSIM and PSNR over the scenarios; lam.png: the searches."""
+def plot_scenarios(rows):
+    """UAPI beside each other group, SSIM above PSNR, with a gap between the two kinds of noise."""
     from matplotlib.figure import Figure
-    rows = read()
-    figure = Figure(figsize=(11, 5.4), layout="constrained")
-    noise = [*SCENARIOS[:4], "", *SCENARIOS[4:]]  # "": two kinds, no line from one to the other
 
-    def apart(values):
-        return [*values[:4], nan, *values[4:]]
-    for k, (metric, ax) in enumerate(zip(("ssim", "psnr"), figure.subplots(1, 2))):
-        for group, own in groups(rows).items():
-            values = [[row["scenarios"][s][metric] for row in own] for s in SCENARIOS]
-            mean, least, most = (apart(list(map(f, values))) for f in (fmean, min, max))
-            marker = "^" if group == "other_seeds_uapi" else "o"
-            ax.plot(noise, mean, marker=marker, label=group, **look(group))
-            ax.fill_between(noise, least, most, alpha=.12, **look(group))
-            if group in PAPER:
-                ax.plot(noise, apart(PAPER[group][k]), "--", lw=1, label=f"{group}, paper",
-                        **look(group))
-        copy = rows["copy_report_128"]["scenarios"]
-        ax.plot(noise, apart([copy[s][metric] for s in SCENARIOS]), "kx:",
-                label="copy of the input")
-        ax.set_ylabel({"ssim": "SSIM x 100", "psnr": "PSNR [dB]"}[metric])
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
-    figure.supxlabel("Lines: means over three seeds. Bands: from the least to the most of them. "
-                     "Dashed: the paper's, at 256x256, with other people.", fontsize=10)
+    def apart(scores):
+        return [*scores[:4], [nan], *scores[4:]]
+    found, copy = groups(rows), all_scores([rows["copy_report_128"]])
+    ours, noise = all_scores(found.pop("uapi") + found.pop("other_seeds_uapi")), list(SCENARIOS)
+    noise.insert(4, "")
+    figure = Figure(figsize=(1 + 1.5 * len(found), 5.6), layout="constrained")
+    axes = figure.subplots(2, len(found), sharex=True, sharey="row")
+    for group, column in zip(found, axes.T):
+        theirs = all_scores(found[group])
+        column[0].set_title(group)
+        for k, ax in enumerate(column):
+            metric = slice(7 * k, 7 * k + 7)
+            for name, scores, color in (("uapi", ours, "C0"), (group, theirs, "C1")):
+                line_and_band(ax, noise, apart(scores[metric]), color)
+                if name in PAPER:
+                    ax.plot(apart([[v] for v in PAPER[name][k]]), "--", lw=1, color=color)
+            ax.plot(apart(copy[metric]), "kx:", ms=3, lw=1)
+        ax.tick_params(axis="x", rotation=90)
+    axes[0, 0].set_ylabel("SSIM x 100")
+    axes[1, 0].set_ylabel("PSNR [dB]")
+    figure.supxlabel("Blue: six seeds of uapi. Orange: three of the run that the panel names. "
+                     "Lines: their means. Bands: from the least to the most.\n"
+                     "Dashed: the paper's, at 256x256, with other people. Dotted: a copy of the "
+                     "input.", fontsize=9)
     figure.savefig(HERE / "scenarios.png", dpi=100)
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    ax = figure.subplots()
-    for method in METHODS:
-        found = lams(rows, method)
-        if found:
-            scores = [[gn0(row)["ssim"] for row in own] for own in found.values()]
-            ax.plot(list(found), list(map(fmean, scores)), "o-", label=method, **look(method))
-            ax.fill_between(list(found), list(map(min, scores)), list(map(max, scores)),
-                            alpha=.12, **look(method))
-    ax.set(xscale="log", xlabel="lam at 64x64, which weighs another loss in each method",
-           ylabel="SSIM x 100, GN0, three people", title="Lines: means of two seeds, bands: both")
-    ax.legend(fontsize=8)
+
+
+def plot_searches(rows):
+    """SSIM over lam, a panel a method."""
+    from matplotlib.figure import Figure
+    found = {method: lams(rows, method) for method in METHODS if lams(rows, method)}
+    figure = Figure(figsize=(1 + 1.5 * len(found), 3), layout="constrained")
+    axes = figure.subplots(1, len(found), sharey=True)
+    for ax, (method, searched) in zip(axes, found.items()):
+        places = [f"{lam:g}" for lam in searched]
+        scores = [[gn0(row)["ssim"] for row in own] for own in searched.values()]
+        line_and_band(ax, places, scores, "C0")
+        chosen = places.index(f"{best(rows, method):g}")
+        ax.plot(chosen, fmean(scores[chosen]), "o", ms=10, mfc="none", color="C1")
+        ax.set_title(method)
+        ax.tick_params(axis="x", rotation=90)
+    axes[0].set_ylabel("SSIM x 100, GN0")
+    figure.supxlabel("lam at 64x64. Lines: means of two seeds. Bands: from one to the other. "
+                     "Circle: the rule's choice.", fontsize=9)
     figure.savefig(HERE / "lam.png", dpi=100)
 
 
@@ -397,7 +408,8 @@ def main():
         for lines in (main_table, rank_table, recipe_table, lam_table, reference_table):
             print(markdown(lines(read())))
     elif command == "figures":
-        figures()
+        plot_scenarios(read())
+        plot_searches(read())
     elif command == "one_slice":
         one_slice()
     else:

@@ -112,5 +112,5 @@ chosen cyclegan 2.5 10 40
 for seed in 0 1 2; do once "lam0_$seed" full "lam0_$seed" uapi 0 "$seed" 0; done
 evened
 chosen gcgan 2.5 10 40
-chosen ugac 2.5 10 40
 chosen uagc 0.5 2 8
+chosen ugac 2.5 10 40
