@@ -9,7 +9,7 @@ DATA is one of these, slices being .png, .jpg, .tif or .npy:
                                              evaluation/NAME_target.*
     CycleGAN's layout   trainA/*  trainB/*   testA/NAME.*  testB/NAME.*
     an .h5 file         input, target, evaluation_input, evaluation_target:
-                        uint8 [n,h,w]; names in input_names, ...: strings [n]
+                        uint8 [n,h,w]; input_names, ...: strings [n], a pair's equal
     phantom             built-in heads, made by phantoms.py from a seed
 
 A name begins with its patient, up to the first underscore: IXI022_026_t1.jpg.
@@ -124,6 +124,7 @@ def read_picture(file):
 def read_grey(path):
     """Reads a picture -> uint8 [h,w]: colour to grey (ITU-R 601), 16-bit and float scaled per image
     to [0,255]. ValueError, one sentence: unreadable, animated, with transparency, or not grey."""
+    name = printable(path)
     try:
         if not os.path.isfile(path):  # opening a pipe would wait for ever
             raise ValueError("no file")
@@ -136,9 +137,10 @@ def read_grey(path):
                 with open(path, "rb") as file:  # by its path, Pillow maps a TIFF without turning it
                     values = read_picture(file)
     except Exception as error:  # Pillow and numpy raise some ten kinds
-        hint = "; .npy takes numbers of any type" if "cannot identify" in str(error) else ""
-        raise ValueError(f"{printable(path)}: cannot be read as an image ({error}){hint}") from None
-    return to_grey_levels(values, printable(path))
+        reason = str(error).split(" <_io")[0]  # Pillow adds how Python calls the file
+        hint = "; .npy takes numbers of any type" if "cannot identify" in reason else ""
+        raise ValueError(f"{name}: cannot be read as an image ({reason}){hint}") from None
+    return to_grey_levels(values, name)
 
 
 def to_square(grey, size):
@@ -223,8 +225,7 @@ def phantom_slices(size, subjects=40, slices=6, seed=0):
 
 
 def gather(images, names, size):
-    """Turns {set: images}, which it empties, and {set: names} into Slices, empty where a set was
-    not read."""
+    """Turns {set: images}, which it empties, and {set: names} into Slices."""
     arrays = (np.array(images.pop(s, []), np.uint8).reshape(-1, size, size) for s in SETS)
     return Slices(*arrays, {s: names.get(s, []) for s in SETS})
 
@@ -325,9 +326,9 @@ def read_h5(path, size, sets):
     except Exception as error:  # h5py raises some ten kinds
         fail(f"{path}: is not an .h5 of slices as the top of data.py describes it ({error}); "
              "to translate a picture give it to translate.py.")
-    inputs, targets = len(images["evaluation_input"]), len(images["evaluation_target"])
-    if any(len(images[s]) != len(names[s]) for s in sets) or 0 < targets != inputs:
-        fail(f"{path}: images and names, or the halves of the evaluation pairs, differ in number.")
+    inputs, targets = names["evaluation_input"], names["evaluation_target"]
+    if any(len(images[s]) != len(names[s]) for s in sets) or targets and targets != inputs:
+        fail(f"{path}: images and names differ in number, or a pair's two names differ.")
     return images, names
 
 

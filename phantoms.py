@@ -62,7 +62,7 @@ def subject_slices(subject, size, slices, seed):
     bias = [1 + .06 * smooth_field(rng, 2, size) for _ in range(2)]
     out = np.zeros((2, slices, size, size))
     for k, z in enumerate(np.linspace(.05, .75, slices) + rng.uniform(-.04, .04)):
-        label = head(np.clip(z, 0, 1), side, (*fields, shape))
+        label = head(z, side, (*fields, shape))
         quarters = [label[i::2, j::2] for i in (0, 1) for j in (0, 1)]
         t1, t2, scale = (255 * np.mean([table[quarter] for quarter in quarters], axis=0)
                          for table in (*contrasts, NOISE))

@@ -1,6 +1,6 @@
 """From the archives to slices (Sec. 4.1): raw IXI, fastMRI and CQ500 become what train.py reads.
 
-    python prepare.py ixi     --t1 IXI-T1/ --t2 IXI-T2/ --out ixi_slices/
+    python prepare.py ixi     --t1 IXI-T1/ --t2 IXI-T2/ --out all_ixi_slices/
     python prepare.py fastmri --volumes singlecoil_val/ --out knee_slices/
     python prepare.py mri2ct  --t1 IXI-T1/ --ct CQ500/ --out mri2ct_slices/
 
@@ -44,7 +44,8 @@ NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 PLAIN = re.compile(r"(plain|\bpre(?=\b|contrast)|\bnon?(?=\W{0,3}(con(trast|\b)|enhanc|iv\b|ce\b))"
     r"|\bncct\b|unenhanc\w*|without|\bw */? *o(ut)?\b|\bc-(?!\d)|\bs/c\b|\bnati[vf]"
     r"|\b(sin|sem|sans|senza|ohne|zonder)\b)"
-    r"(\W*(or )?(con(?!\W*contr)|contrast\w*|enhanc\w*|agent|injection|iv|oral|ce|km|mdc|c)\b)*")
+    r"([^\w+&/]*(or )?"
+    r"(con(?!\W*contr)|contrast\w*|enhanc\w*|agent|injection|iv|oral|ce|km|mdc|c)\b)*")
 CONTRAST = re.compile(r"contrast|enhanc|inject|post(?!erior|.?fossa|.?op|.?trauma)|angio|cect|perf"
     r"|veno|arter|delay|bolus|\d ?cc\b|\b(ct[apv]|c|ce|km|mdc|iv|oral|with|mit|con|avec)\b"
     r"|\bw *(and|[&/+]|$)|[d&/+] *w\b")
@@ -492,7 +493,8 @@ def begin(parts, volumes, unopened, args):
         before |= json.loads((args.out / "manifest.json").read_text())
     known, now = ({*sum(drawn.values(), [])} for drawn in (before["drawn"], parts))
     differ = [key for key in settings if before.get(key) != settings[key]]
-    differ += ["split"] * bool(known - now or now - known and not before["unopened"])
+    gone = known - {*map(patient, volumes)}
+    differ += ["split"] * bool(gone or now - known and not before["unopened"])
     if differ:
         fail(f"{args.out}: holds other settings ({', '.join(differ)}); choose another --out")
     for who in sorted(now - known):

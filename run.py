@@ -377,6 +377,8 @@ def begin(folder, config, checkpoint):
     if not is_first():
         return
     log_file, last = folder / "log.jsonl", checkpoint["step"] if checkpoint else 0
+    if checkpoint and load_checkpoint(folder)["step"] != last:  # since it was read
+        fail(f"{folder}: another process went on with it meanwhile; give the command once more.")
     try:
         rows = read_log(folder) if log_file.exists() else []
         lines = [json.dumps(row) + "\n" for row in rows if row["step"] <= last]

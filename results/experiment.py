@@ -66,7 +66,11 @@ def every_fourth(paths):
 
 def layout(data):
     """fourth_slices/ to train on, choose_slices/ and report_slices/ with pairs of others."""
-    data = Path(data)
+    data, _ = Path(data), read()  # a damaged record should end the script here
+    people = {path.name[:6] for path in data.glob("evaluation/*")}
+    if lacking := {*CHOOSING, *REPORTING} - people:
+        sys.exit(f"error: {data}/evaluation lacks {', '.join(sorted(lacking))}; give the authors' "
+                 "IXI sample.")
     jobs = [(path, Path("fourth_slices") / pile / path.name)
             for pile in ("input", "target") for path in every_fourth((data / pile).iterdir())]
     for end in ("_input", "_target"):
@@ -75,6 +79,10 @@ def layout(data):
             for part, people in (("choose", CHOOSING), ("report", REPORTING)):
                 if path.name.startswith(people):
                     jobs.append((path, Path(f"{part}_slices") / "evaluation" / path.name))
+    found = (path for part in ("fourth", "choose", "report")
+             for path in Path(f"{part}_slices").glob("*/*") if path.suffix != ".tmp")
+    if others := set(found).difference(goal for _, goal in jobs):
+        sys.exit(f"error: {min(others)} does not come from {data}; move the three folders away.")
     for source, goal in jobs:
         if not goal.exists():
             goal.parent.mkdir(parents=True, exist_ok=True)
@@ -93,11 +101,12 @@ def stages(config):
 
 
 def pairs(part, size):
-    """The pairs of one part: inputs and truths, float [n,1,d,d] in grey levels."""
+    """The pairs of one part: inputs and truths, float [n,1,d,d] in grey levels, and names."""
     import torch
     from data import load
     slices = load(f"{part}_slices", size, ("evaluation_input", "evaluation_target"))
-    return [torch.from_numpy(images).float().unsqueeze(1) for images in slices[2:4]]
+    x, y = (torch.from_numpy(images).float().unsqueeze(1) for images in slices[2:4])
+    return x, y, slices.names["evaluation_input"]
 
 
 def fluid(images, x, y):
@@ -119,7 +128,7 @@ def add(row, run, part):
     logs = [[json.loads(line) for line in (Path(c["out"]) / "log.jsonl").open()]
             for c in stages(config)]
     late = [r["scale_mean"] for r in logs[0] if r["step"] > 0.9 * config["updates"]]
-    x, y = pairs(part, config["size"])
+    x, y, _ = pairs(part, config["size"])
     rows = read()
     rows[row] = {
         "method": config["method"], "seed": config["seed"], "pairs": part,
@@ -180,7 +189,7 @@ def references():
     from torch.nn.functional import avg_pool2d, pad
     from evaluate import psnr, ssim, ssim_head, ssim_windows
 
-    x, y = pairs("report", 128)
+    x, y, _ = pairs("report", 128)
     changed = {"copy of the input": x, "one pixel lower": y.roll(1, 2),
                "one pixel to the right": y.roll(1, 3),
                "mean of 3x3": avg_pool2d(pad(y, (1, 1, 1, 1), mode="replicate"), 3, 1),
@@ -367,10 +376,9 @@ def one_slice():
     from PIL import Image
     from data import picture_grid
 
-    names = sorted(Path("report_slices/evaluation").glob("*_input.*"))  # in the order of load()
-    own = [k for k, path in enumerate(names) if path.name.startswith(SHOWN)]
-    middle = own[len(own) // 2]
-    x, y = (images[middle:middle + 1] for images in pairs("report", 128))
+    *images, names = pairs("report", 128)
+    own = [k for k, name in enumerate(names) if name.startswith(SHOWN)]
+    x, y = (half[[own[len(own) // 2]]] for half in images)
     found = groups(read())
     columns = [("input", [x] * len(found))]
     for k, title in enumerate(("first seed", "second", "third")):
@@ -391,7 +399,7 @@ def main():
     elif command == "add":
         add(*words)
     elif command == "beyond":
-        print(beyond(read(), *words) if lams(read(), *words) else "")
+        print(beyond(read(), *words))
     elif command == "best":
         if len(lams(read(), *words)) < 3 or beyond(read(), *words):
             sys.exit(SEARCHING)

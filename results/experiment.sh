@@ -7,8 +7,8 @@
 # Started once more at the same time, it takes the runs that the first one has not begun.
 # OMP_NUM_THREADS=1 gives each one core. Flags go to train.py, such as --bf16.
 set -eu
+data=$(realpath "$1")
 cd "$(dirname "$0")/.."
-data=$1
 shift
 extra="$*"
 record="python results/experiment.py"

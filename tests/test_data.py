@@ -521,11 +521,13 @@ BAD_H5 = {
     "strings": (put("input", [[["a"] * 2] * 2] * 3, dtype=TEXT), "object"),
     "names that are numbers": (put("input_names", [1, 2, 3]), "string"),
     "names that are not UTF-8": (put("input_names", [b"A0", b"A1", b"A\xff"], dtype=TEXT), "utf-8"),
+    "halves of pairs in another order": (
+        put("evaluation_target_names", ["C1", "C0", "C2"], dtype=TEXT), "two names differ"),
     "too few names": (put("input_names", ["A0", "A1"], dtype=TEXT), "differ in number"),
     "an input without its target": (
         lambda f, _: (put("evaluation_target", np.zeros((2, 64, 64), "u1"))(f, _),
                       put("evaluation_target_names", ["C0", "C1"], dtype=TEXT)(f, _)),
-        "differ in number"),
+        "two names differ"),
 }
 
 

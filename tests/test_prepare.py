@@ -541,7 +541,7 @@ def test_ct_slices_are_numbered_from_bottom_to_top_whichever_way_their_normal_po
     ("WO CON", True), ("W O CONTRAST", True), ("non enhanced", True), ("non - contrast", True),
     ("pre con", True), ("pre, con contraste", False),
     ("sin y con contraste", False), ("DELAYED", False), ("5 min delay", False), ("CTV", False),
-    ("CTP", False),
+    ("CTP", False), ("plain + contrast", False), ("plain & contrast", False), ("pre/contrast", False),
     ("TEST BOLUS", False), ("HEAD ENHANCE", False), ("venogram", False), ("W/OUT & W", False)])
 def test_descriptions_of_series_are_understood(cli, label, plain):
     write_ct(Path("a.dcm"), ct_head(0), (0, 0, 0), 1)

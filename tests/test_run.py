@@ -1255,6 +1255,19 @@ def test_a_run_that_ends_while_another_reads_its_slices_is_not_replaced(tmp_path
     assert (out / "checkpoint.pt").read_bytes() == found[0], "the first run was written over"
 
 
+def test_a_resume_never_rolls_back_what_another_process_has_done_while_it_reads_its_slices(copy):
+    def slow_load(*words):
+        if not ends:
+            ends.append(None)  # the other one's slices are quickly read
+            go_toy("--resume", copy, "--updates", 4)
+            ends.append((everything(copy), untimed_log(copy)))
+        return data_load(*words)
+    ends, data_load = [], data.load
+    said = refused(go_toy, "--resume", copy, "--updates", 5, load=slow_load)
+    assert "another process went on with it meanwhile" in said
+    assert equal(ends[1], (everything(copy), untimed_log(copy))) and everything(copy)["step"] == 4
+
+
 def test_a_run_of_which_only_the_checkpoint_before_is_left_is_not_replaced(tmp_path, capsys):
     """So a run lies there that was killed between its two renames."""
     out = saved(tmp_path / "run", ToyG(1))
