@@ -11,11 +11,14 @@
 
 H: Y -> X is an inverse generator, g a critic on X, f_T one on mirrored images, F the heads of CUT.
 |.| is the mean over pixels and batch. pi asks for a small |G(P(x)) - P(G(x))|, gcgan for the same
-with T for P. So uagc, which the paper does not have, helps to tell the effect of patches from that
-of the likelihood, though its critics differ, too. Every critic's risk contains Eq. 2, every
-generator's Eq. 3. Critic, optimisers, number of updates and, but for ugac's third head, U-Net are
-the same for all, whatever the methods' own recipes. gcGAN's code also has an identity term of
-weight 5, UGAC's identity terms and an adversarial weight of 0.05: ours have neither.
+with T for P. uagc is gcgan with uncertainty, and not in the paper. It helps to tell the effect of
+patches from that of the likelihood, though its critics differ, too. Every critic's risk contains
+Eq. 2, every generator's Eq. 3. Critic, optimisers, number of updates and, but for ugac's third
+head, U-Net are the same for all, whatever the methods' own recipes. Sec. 4.2 has it so, but for
+CUT, which it takes from CUT's authors with another network. gcGAN's code also has an identity term
+of weight 5, UGAC's identity terms and an adversarial weight of 0.05: ours have neither. A
+generator's terms for the log are adversarial; consistency, which lam weighs; residual, the mean |.|
+of one comparison.
 """
 import torch
 from torch import nn
@@ -57,7 +60,7 @@ class ThreeHeadedUNet(UNet):
 
     alpha = softplus(.) + 1e-3,  beta = min(softplus(.) + 0.1, 4)
 
-    x [b,1,d,d] -> image in [-1,1], alpha > 0 in its units, beta in (0.1,4]; each [b,1,d,d].
+    x [b,1,d,d] -> image in [-1,1], alpha >= 1e-3 in its units, beta in [0.1,4]; each [b,1,d,d].
     """
     def __init__(self, width=16):
         super().__init__(width=width, floor=1e-3)
@@ -143,9 +146,9 @@ def make_heads(width):
                          for c in (1, width, 2 * width, 4 * width, 8 * width))
 
 
-def draw_pixels(d, generator, most=256):
+def draw_pixels(d, stream, most=256):
     """Draws pixels without replacement for each of five layers: list of int64 [min(256, all)]."""
-    return [torch.randperm((d // k) ** 2, generator=generator)[:most] for k in (1, 1, 2, 4, 8)]
+    return [torch.randperm((d // k) ** 2, generator=stream)[:most] for k in (1, 1, 2, 4, 8)]
 
 
 def features(G, F, image, pixels):
@@ -230,7 +233,7 @@ def critic_risk(method, theta, omega, x, y, eps, p):
     return sum(wasserstein_critic_loss(*triple, eps, p) for triple in triples)
 
 
-def generator_risk(method, theta, omega, x, y, lam, generator):
+def generator_risk(method, theta, omega, x, y, lam, stream):
     """Returns one generator update's risk of any method above, a scalar, and its detached terms."""
     G, f = theta["G"], omega["f"]
     if method == "cyclegan":
@@ -240,7 +243,7 @@ def generator_risk(method, theta, omega, x, y, lam, generator):
     elif method in ("gcgan", "uagc"):
         risk, terms = gcgan_generator_loss(f, omega["f_T"], G, x, lam, method == "uagc")
     else:
-        pixels = draw_pixels(x.shape[-1], generator)
+        pixels = draw_pixels(x.shape[-1], stream)
         risk, terms = cut_generator_loss(f, G, theta["F"], x, y, pixels, lam)
     return risk, {name: term.detach() for name, term in terms.items()}
 
@@ -249,7 +252,7 @@ def train(config, slices, state):
     """Runs the loop of train.py with the risks above; it takes and yields what that does."""
     method, theta, omega = config["method"], state.theta, state.omega
     opt_G, opt_f = state.opt_G, state.opt_f
-    b, d, n_c = config["batch"], config["size"], config["critic_steps"]
+    b, n_c = config["batch"], config["critic_steps"]
     p, lam, device, streams = config["p"], config["lam"], config["device"], state.streams
     X, Y = slices.on(device)
     step, n_updates = state.step, config["updates"]

@@ -28,7 +28,7 @@ METRICS = """metrics.json, null for undefined or infinite:
    "copy_input": {"GN0": {...}, ...}}
 SSIM times 100, PSNR in dB. "copy_input" returns its input. "ssim_head" leaves
 out air. "displacement", on GN0: how many pixels translations lie too low and
-too far right, and SSIM with that undone. "pcc_image", "pcc_pixel" (Sec. 4.5):
+too far right, and SSIM with that undone. "pcc_image" (Sec. 4.5), "pcc_pixel":
 Pearson of residual and scale over images and pixels. "uncertainty": all that
 uncertainty.py asks, on GN0 and at most 512 images."""
 SCENARIOS = ("GN0", "GN5", "GN10", "GN20", "IP2", "IP5", "IP10")
@@ -76,15 +76,14 @@ def ssim_windows(a, b, data_range=255.0):
 def ssim(a, b, data_range=255.0):
     """Returns the structural similarity of each image (Sec. 4.2): the mean over its windows.
 
-    a, b [n,1,h,w] in [0,data_range] -> [n] in [-1,1]. The released code lets 7x7x7 windows cross
-    images.
+    a, b [n,1,h,w] in [0,data_range] -> [n] in [-1,1]. The released 7x7x7 windows cross images.
     """
     return ssim_windows(a, b, data_range)[0].mean(dim=(1, 2, 3))
 
 
 def ssim_head(translation, truth):
-    """Returns SSIM without air, over all images' windows in which the truth's Gaussian mean is at
-    least HEAD: [n,1,h,w] in [0,255] -> one number, None where there is no such window."""
+    """Returns SSIM without air (ours), over all images' windows in which the truth's Gaussian mean
+    is at least HEAD: [n,1,h,w] in [0,255] -> one number, None where there is no such window."""
     def inside(a, b):
         similarity, mean = ssim_windows(a, b)
         return similarity[mean >= HEAD]
@@ -97,39 +96,6 @@ def in_batches(metric, translation, truth):
     would take twenty times their memory."""
     pairs = zip(translation.split(BATCH), truth.split(BATCH))
     return torch.cat([metric(a, b) for a, b in pairs]).double()
-
-
-def moved(images, down, right):
-    """Moves images [n,1,h,w] in [0,255] by fractions of a pixel: a Fourier shift, clamped, since
-    interpolation would blur, and blur alone changes SSIM."""
-    rows, columns = (torch.fft.fftfreq(n, dtype=torch.float64) for n in images.shape[2:])
-    turn = torch.exp(-2j * torch.pi * (down * rows[:, None] + right * columns))
-    return torch.fft.ifft2(torch.fft.fft2(images.double()) * turn).real.clamp(0, 255)
-
-
-def displacement(translation, truth, rounds=5):
-    """Finds how far a run's translations lie from where they should: Eq. 5 does not hold them.
-
-    truth = c T + g . grad T + constant   in least squares over all images; T is off by g/c
-
-    T is the translation, moved back by what the rounds before have found. [n,1,h,w] in [0,255] ->
-    pixels down and to the right, and the translation moved back; None twice where T is constant.
-    """
-    off, T = torch.zeros(2, dtype=torch.float64), translation.double()
-    for _ in range(rounds):
-        gram = torch.zeros(5, 5, dtype=torch.float64)
-        for part, goal in zip(T.split(BATCH), truth.double().split(BATCH)):
-            gradient = torch.gradient(part, dim=(2, 3))
-            columns = torch.stack([part, *gradient, torch.ones_like(part), goal]).flatten(1)
-            gram += columns @ columns.T
-        if not gram[1, 1] * gram[2, 2]:
-            return None, None
-        c, *g, _ = torch.linalg.lstsq(gram[:4, :4], gram[:4, 4], driver="gelsd").solution
-        off = off + torch.stack(g) / c
-        if not off.isfinite().all() or off.abs().max() > min(truth.shape[2:]):
-            return None, None
-        T = torch.cat([moved(part, *-off) for part in translation.split(BATCH)])
-    return off.tolist(), T.float()
 
 
 # ---------------------------------------------------------------- Sec. 4.2: test scenarios
@@ -175,13 +141,6 @@ def score(translation, truth, patients):
     return row
 
 
-def score_in_place(translation, truth):
-    """Returns displacement() and SSIM with that undone; None where it is undefined."""
-    off, moved_back = displacement(translation, truth)
-    return off and {"down": off[0], "right": off[1],
-                    "ssim": 100 * float(in_batches(ssim, moved_back, truth).mean())}
-
-
 def scores_of(metrics):
     scores = {name: row["scenarios"] for name, row in metrics["runs"].items()}
     return scores | {"copy of the input": metrics["copy_input"]}
@@ -196,7 +155,7 @@ def table(metrics):
     return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
 
 
-# ---------------------------------------------------------------- Sec. 4.4: Figures 2-5
+# ---------------------------------------------------------------- Sec. 4.3, 4.4: Figures 2-5
 
 def line_style(metrics, name):
     """Gives a row its colour and marker, the same in every figure."""
@@ -270,6 +229,47 @@ def plot_scatter(path, metrics, points):
 
 
 # ---------------------------------------------------------------- beyond the paper
+
+def moved(images, down, right):
+    """Moves images [n,1,h,w] in [0,255] by fractions of a pixel: a Fourier shift, clamped, since
+    interpolation would blur, and blur alone changes SSIM."""
+    rows, columns = (torch.fft.fftfreq(n, dtype=torch.float64) for n in images.shape[2:])
+    turn = torch.exp(-2j * torch.pi * (down * rows[:, None] + right * columns))
+    return torch.fft.ifft2(torch.fft.fft2(images.double()) * turn).real.clamp(0, 255)
+
+
+def displacement(translation, truth, rounds=5):
+    """Finds how far a run's translations lie from where they should: Eq. 5 does not hold them.
+
+    truth = c T(. + off) + constant = c T + g . grad T + constant  to first order, off = g / c
+
+    in least squares over all images. T is the translation, moved back by what the rounds before
+    have found. [n,1,h,w] in [0,255] -> pixels down and to the right, and the translation moved
+    back; None twice where T is constant, or where no off inside the image is found.
+    """
+    off, T = torch.zeros(2, dtype=torch.float64), translation.double()
+    for _ in range(rounds):
+        gram = torch.zeros(5, 5, dtype=torch.float64)
+        for part, goal in zip(T.split(BATCH), truth.double().split(BATCH)):
+            gradient = torch.gradient(part, dim=(2, 3))
+            columns = torch.stack([part, *gradient, torch.ones_like(part), goal]).flatten(1)
+            gram += columns @ columns.T
+        if not gram[1, 1] * gram[2, 2]:
+            return None, None
+        c, *g, _ = torch.linalg.lstsq(gram[:4, :4], gram[:4, 4], driver="gelsd").solution
+        off = off + torch.stack(g) / c
+        if not off.isfinite().all() or off.abs().max() > min(truth.shape[2:]):
+            return None, None
+        T = torch.cat([moved(part, *-off) for part in translation.split(BATCH)])
+    return off.tolist(), T.float()
+
+
+def score_in_place(translation, truth):
+    """Returns displacement() and SSIM with that undone; None where it is undefined."""
+    off, moved_back = displacement(translation, truth)
+    return off and {"down": off[0], "right": off[1],
+                    "ssim": 100 * float(in_batches(ssim, moved_back, truth).mean())}
+
 
 def score_map(translation, alpha, beta, truth):
     """Returns what metrics.json says about one map, and each image's mean residual and scale.
@@ -408,7 +408,7 @@ def main():
     if others and len(slices.evaluation_target):
         run.fail(f"--out {out}: holds scores of other runs, {min(others)}; choose another --out.")
     run.make_folder(out)
-    for name, (G, config) in runs.items():
+    for name, (_, config) in runs.items():
         trained_on, scored_on = (os.path.abspath(data) for data in (config["data"], args.data))
         if Path(trained_on).name != Path(scored_on).name:
             print(f"note: {name} was trained on {config['data']}, and is scored on {args.data}")

@@ -135,7 +135,7 @@ def generator_loss(f, G, x, phi, lam, uncertainty=True):
     |a - b|) and, for UAPI, scale_mean and scale_min.
     """
     image, _ = G(x)                                                          # G^I(x)
-    b, scale = G(patch(x, phi))                                              # and its scale
+    b, scale = G(patch(x, phi))                                              # G(P(x)), its scale
     a = patch(image, phi)                                                    # P(G(x))
     adversarial = wasserstein_generator_loss(f, image)
     adversarial_patch = wasserstein_generator_loss(f, a)

@@ -15,8 +15,9 @@
     scale_up    as image_up, with its own weights                     16      d
     scale_out   conv3, softplus + floor                               c_out   d       G^sigma(x)
 
-conv is conv3, the 3x3 convolution below, then instance norm and LeakyReLU. Widths are chosen to
-meet the paper's parameter counts, 8.7 and 2.8 million; the released code builds 10.7 and 4.7
+conv is conv3, the 3x3 convolution below, then instance norm and LeakyReLU. The paper splits G after
+the last upsampling. Nearest up has no weights, so here each head begins with it. Widths are chosen
+to meet the paper's parameter counts, 8.7 and 2.8 million; the released code builds 10.7 and 4.7
 million. At a first reading, skip what stands below "Details".
 """
 import torch
@@ -61,10 +62,11 @@ class UNet(nn.Module):
 
     G(x) = [G^I(x), G^sigma(x)],   G^I = tanh(.),   G^sigma = softplus(.) + floor    (Sec. 3.3, 3.4)
 
-    x [b,c_in,d,d] in [-1,1] -> image [b,c_out,d,d] in [-1,1], and scale [b,c_out,d,d] > floor in
-    the units of image. The floor is not in the paper: without it Eq. 9 has no lower bound, since
-    log(2 scale) -> -inf wherever the residual is 0, as in the background. It is one grey level: a
-    residual below it carries no information. ValueError unless d is a multiple of 32 from 64 up.
+    x [b,c_in,d,d] in [-1,1] -> image [b,c_out,d,d] in [-1,1], and scale [b,c_out,d,d] >= floor in
+    the units of image. The floor is not in the paper: without it Eq. 9 has no lower bound. Where
+    the residual is 0, as in the background, it falls without end as scale -> 0. The floor is one
+    grey level: a residual below it carries no information. ValueError unless d is a multiple of 32
+    from 64 up.
     """
 
     def __init__(self, c_in=1, c_out=1, width=16, floor=ONE_GREY_LEVEL):
@@ -80,7 +82,7 @@ class UNet(nn.Module):
     def encode(self, x, stages=6):
         """Returns the encoder's first stages: [b,w,d,d], [b,2w,d/2,d/2], ..., [b,32w,d/32,d/32]."""
         check_size(x.shape[-1])
-        x = with_speck(x)  # only a constant image changes
+        x = with_speck(x)  # changes constant images alone, whose gradients would explode
         levels = [self.down[0](x)]
         for block in self.down[1:stages]:
             levels.append(block(F.max_pool2d(levels[-1], 2)))
@@ -94,7 +96,7 @@ class UNet(nn.Module):
         return h, skips.pop()
 
     def image(self, x):
-        """Returns G^I(x) alone, in float32: the critic's updates never need the scale."""
+        """Returns G^I(x) alone, in x's dtype: the critic's updates never need the scale."""
         return torch.tanh(self.image_out(self.image_up(*self.trunk(x))).to(x.dtype))
 
     def forward(self, x):
@@ -149,7 +151,7 @@ def leaky(h, slope=0.2):
 
 
 def with_speck(x):
-    """Raises the middle pixel of constant images by one grey level, any shape. Without variance
+    """Raises the middle pixel of constant images [b,c,d,d] by one grey level. Without variance
     each of the 27 norms before a head multiplies the gradient by 1/sqrt(1e-5) = 316, and one black
     slice would end a run. An image is constant if its values span less than half a grey level: P(x)
     of a constant varies by 2e-7."""

@@ -28,11 +28,11 @@ def sample_phi(b, d, generator=None):
 
     b images of d x d pixels -> Phi of int64 [b], on the generator's device (the CPU without one).
     The paper says "randomly", and lets j1, j2 be real; the laws are ours, and a crop starts at a
-    pixel. rho = 1 is never drawn. floor() can make the smallest square one pixel smaller.
+    pixel. rho = 1 is never drawn. floor() can make a square up to one pixel smaller than 0.7 d.
     The released code never draws the last offset.
     """
     device = generator.device if generator is not None else None
-    # Three columns of U[0,1). In float64 no floor() below can round up past its range.
+    # Three rows of U[0,1), a number for each image. In float32 rho could round up to 1.
     u0, u1, u2 = torch.rand(3, b, generator=generator, dtype=torch.float64, device=device)
     rho = 0.7 + 0.3 * u0
     size = (rho * d).floor().long()
@@ -53,25 +53,25 @@ def cubic(t):
     t = t.abs()
     near = (1.5 * t - 2.5) * t * t + 1
     far = ((-0.5 * t + 2.5) * t - 4) * t + 2
-    return torch.where(t <= 1, near, torch.where(t < 2, far, torch.zeros_like(t)))
+    return torch.where(t <= 1, near, torch.where(t < 2, far, 0))
 
 
 def resampling_matrix(size, start, d, dtype):
     """Returns the matrix that cuts pixels start .. start+size-1 out of d and stretches them to d.
 
-    A[i,start+k] = cubic(u_i - k) for 0 <= k < size, else 0; each row sums to 1
+    A[i,start+k] = cubic(u_i - k) / sum_l cubic(u_i - l) for 0 <= k, l < size, else 0
 
-    with u_i = (i + 1/2) size/d - 1/2, where output pixel i lies in the crop (pixel centres lie at
-    half numbers). size, start: int64 [b]; d: pixels -> [b,d,d] of dtype. Taps outside the crop are
-    dropped, as in TensorFlow. A constant stays constant, and size = d gives the identity.
+    with u_i = (i + 1/2) size/d - 1/2, where output pixel i lies between the crop's pixels 0, 1, ...
+    size, start: int64 [b]; d: pixels -> [b,d,d] of dtype. The sum is 1 but near the crop's border:
+    pixels beyond it do not count, as in TensorFlow. A constant stays constant, and size = d gives
+    the identity.
     """
     i = torch.arange(d, device=size.device).view(1, d, 1)                            # output
     k = torch.arange(d, device=size.device).view(1, 1, d) - start.view(-1, 1, 1)     # input
     size = size.view(-1, 1, 1)
     # u_i - k over the common denominator 2d: the only rounding is that of one division.
     distance = ((2 * i + 1) * size - (2 * k + 1) * d).to(dtype) / (2 * d)            # [b,d,d]
-    inside = (k >= 0) & (k < size)
-    weight = torch.where(inside, cubic(distance), torch.zeros_like(distance))
+    weight = cubic(distance) * ((k >= 0) & (k < size))
     return weight / weight.sum(dim=2, keepdim=True)
 
 

@@ -59,7 +59,7 @@ def make_parser():
     flag("--seed", type=bounded(int, 0, 10 ** 8), default=0,
          help="seed of weights, batches, phi and eps (Sec. 3.4 is silent)")
     flag("--bf16", action="store_true",
-         help="layers in bfloat16; on a CPU first time some updates both ways (Sec. 3.4: no)")
+         help="layers in bfloat16; on a CPU compare the time with and without (Sec. 3.4 is silent)")
     flag("--device", help="cuda, cpu or mps; default: cuda where there is one, else cpu")
     flag("--out", help="folder of the run; default: runs/DATA_METHOD_lamLAM_seedSEED")
     flag("--init", metavar="RUN", help="start a new run from this run's networks")
@@ -138,7 +138,7 @@ class State(NamedTuple):
     opt_G: torch.optim.Optimizer  # moves theta
     opt_f: torch.optim.Optimizer  # moves omega
     streams: dict                 # a torch.Generator each for x, y, phi, eps and for baselines.py
-    step: int = 0                 # generator updates done
+    step: int = 0                 # generator updates done when the loop begins
     seconds: float = 0.0          # and the time they took, with pictures and saving
 
 
@@ -221,18 +221,18 @@ def train(config, slices, state):
 
 # ---------------------------------------------------------------- what follows an update
 
-def follow(updates, config, slices, folder, state):
+def follow(loop, config, slices, folder, state):
     """Runs a loop, train() or its twin in baselines.py: says how far it is, logs, draws, saves, and
     ends it where a number is not finite or a signal asks for it."""
     G, f, n_updates = state.theta["G"], state.omega["f"], config["updates"]
     began = time.perf_counter() - state.seconds
     with run.catching_signals() as caught:
-        for step, risk_f, risk_G, terms, (x, y, eps) in updates:
+        for step, risk_f, risk_G, terms, (x, y, eps) in loop:
             run.progress(step, n_updates, "update")
             run.fail_unless_finite(folder, step, critic=risk_f, generator=risk_G, **terms)
             signal = run.signal_received(caught)
             if run.is_due(step, n_updates, 100, signal):
-                # The slope is taken between this update's G(x) and the critic's last y.
+                # wasserstein: minus Eq. 5. slope: between this update's G(x) and the last y.
                 slope = critic_slope(f, y, G.image(x).detach(), eps).mean()
                 seconds = time.perf_counter() - began
                 run.log(folder, config, step, seconds, wasserstein=-risk_f, slope=slope, **terms)

@@ -6,9 +6,11 @@ correlate       Sec. 4.5     does the map rise where the residual rises?
 sparsification  not there    does it find the pixels that are best left out? (AUSE, by order alone)
 reliability     not there    are its numbers as large as the residuals? (ECE)
 
-residual = |translation - truth|, in grey levels. A map's scale is the residual that it expects,
-E|r|. For Eq. 9, alpha is G^sigma(x), beta is 1 and E|r| equals alpha. ugac has maps of both. Maps
-model patch inconsistency: that they follow the residual is a finding, not a theorem.
+residual = |r|, r = translation - truth, in grey levels. A map gives each pixel a density of r,
+proportional to exp(-(|r| / alpha)^beta). Eq. 9 has alpha = G^sigma(x), beta = 1, ugac maps of both.
+A map's scale is the residual that it expects, E|r|, for Eq. 9 alpha itself. No map learned from r,
+but from what a patch, a mirror image (uagc) or the way back (ugac) changes. That it follows the
+residual is a finding, not a theorem.
 """
 import torch
 from matplotlib.figure import Figure
@@ -24,8 +26,7 @@ def expected_residual(alpha, beta):
 
     E|r| = alpha exp( lgamma(2/beta) - lgamma(1/beta) ),   alpha itself at beta = 1: Eq. 9
 
-    alpha > 0 in grey levels and beta > 0, one shape -> the same shape, in grey levels. The density
-    is proportional to exp(-(|r| / alpha)^beta).
+    alpha > 0 in grey levels and beta > 0, one shape -> the same shape, in grey levels.
     """
     return alpha * torch.exp(torch.lgamma(2 / beta) - torch.lgamma(1 / beta))
 
@@ -40,8 +41,8 @@ def pearson(u, v):
     return float(torch.corrcoef(torch.stack([u, v]))[0, 1])
 
 
-def two_digits(correlation):
-    return "undefined" if correlation is None else f"{correlation:.2f}"
+def two_digits(number):
+    return "undefined" if number is None else f"{number:.2f}"
 
 
 def ranks(v):
@@ -56,8 +57,8 @@ def spearman(u, v):
 
 
 def correlate(residual, scale, inside):
-    """Asks, as Sec. 4.5 does, whether the scale follows the residual, from image to image (means
-    over their pixels) and pixel by pixel.
+    """Asks whether the scale follows the residual: from image to image (means over their pixels),
+    where Sec. 4.5 has Pearson's correlation, and pixel by pixel, where it has pictures.
 
     residual, scale [n,1,h,w] in grey levels; inside [n,1,h,w], True where a pixel counts -> four
     numbers in [-1,1] or None; those of images are None for fewer than 10 of them.
@@ -75,8 +76,7 @@ def correlate(residual, scale, inside):
 
 def mean_of_the_rest(residual, scale):
     """Returns the mean residual of the pixels that are left when the k/20 of largest scale (rounded
-    down) are gone: one shape -> [20], k = 0 ... 19. Pixels of equal scale count with their mean
-    residual."""
+    down) are gone: one shape -> [20], k = 0 ... 19. Pixels of equal scale count with their mean."""
     _, group, count = torch.unique(scale, return_inverse=True, return_counts=True)
     total = torch.zeros(len(count), dtype=torch.float64)
     mean = total.index_add(0, group.flatten(), residual.double().flatten()) / count
@@ -90,8 +90,8 @@ def sparsification(residual, scale):
 
     AUSE = integral of (m(by scale) - m(by residual)) / m(none) over the removed share, 0 ... 0.95
 
-    residual, scale, one shape, in grey levels -> both curves m = mean_of_the_rest() and AUSE, 0 at
-    best; a map that knows nothing has 0.6 on exponentially distributed residuals.
+    residual, scale, one shape, in grey levels -> both curves m = mean_of_the_rest() and AUSE, the
+    area under the sparsification error, 0 at best. A constant map has 0.6 on exponential residuals.
     """
     by_scale = mean_of_the_rest(residual, scale)
     by_residual = mean_of_the_rest(residual, residual)
