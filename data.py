@@ -9,7 +9,7 @@ DATA is one of these, slices being .png, .jpg, .tif or .npy:
                                              evaluation/NAME_target.*
     CycleGAN's layout   trainA/*  trainB/*   testA/NAME.*  testB/NAME.*
     an .h5 file         input, target, evaluation_input, evaluation_target:
-                        uint8 [n,h,w]; input_names, ...: text [n], equal in pairs
+                        uint8 [n,h,w]; input_names, ...: [n], equal in pairs
     phantom             built-in heads, made by phantoms.py from a seed
 
 A name begins with its patient, up to the first underscore: IXI022_026_t1.jpg.
