@@ -19,6 +19,7 @@ from PIL import Image
 import data
 import mutants
 import prepare
+from toys import refused
 
 nibabel = pytest.importorskip("nibabel", reason="nibabel is not installed: pip install nibabel")
 pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed: pip install pydicom")
@@ -129,16 +130,6 @@ def manifest(out="out"):
 
 def overlap(a, b):
     return 2 * (a & b).sum() / (a.sum() + b.sum())
-
-
-def refused(run, line, capsys):
-    """The one sentence with which the program ends with exit code 2."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
-        run(line)
-    said = [row for row in capsys.readouterr().err.splitlines() if row.startswith("error: ")]
-    assert end.value.code == 2 and len(said) == 1
-    return said[0]
 
 
 # ---------------------------------------------------------------- IXI
@@ -599,39 +590,39 @@ def test_a_stopped_run_goes_on_where_it_stopped_and_leaves_nothing_half_written(
     assert list(one) == list(other) and all(map(np.array_equal, one.values(), other.values()))
 
 
-def test_an_archive_without_a_usable_patient_ends_with_a_sentence(cli, capsys):
+def test_an_archive_without_a_usable_patient_ends_with_a_sentence(cli):
     write_knee(Path("knees/file1.h5"), acquisition="CORPDFS_FBK")
-    assert "no patient of these archives" in refused(cli, "fastmri --volumes knees --out out", capsys)
+    assert "no patient of these archives" in refused(cli, "fastmri --volumes knees --out out")
     write_nifti(Path("t1/a-T1.nii.gz"), *T1_GRID)
     write_nifti(Path("t2/b-T2.nii.gz"), *T2_GRID)
-    assert "no patient of these archives" in refused(cli, "ixi --t1 t1 --t2 t2 --out out", capsys)
+    assert "no patient of these archives" in refused(cli, "ixi --t1 t1 --t2 t2 --out out")
 
 
-def test_other_settings_patients_and_strange_folders_are_refused_in_one_sentence(cli, capsys):
+def test_other_settings_patients_and_strange_folders_are_refused_in_one_sentence(cli):
     write_ixi(cli.folder, "abc")
     line = "ixi --t1 t1 --t2 t2 --size 64 --out out"
     cli(line)
-    assert "(seed)" in refused(cli, line + " --seed 1", capsys)
-    assert "(normalise)" in refused(cli, line + " --normalise slice", capsys)
+    assert "(seed)" in refused(cli, line + " --seed 1")
+    assert "(normalise)" in refused(cli, line + " --normalise slice")
     Path("foreign/input").mkdir(parents=True)
     Path("foreign/input/a.png").touch()
     write_ixi(cli.folder, "d")
-    assert "(split)" in refused(cli, line, capsys)
-    assert "other settings" in refused(cli, line.replace("out out", "out foreign"), capsys)
+    assert "(split)" in refused(cli, line)
+    assert "other settings" in refused(cli, line.replace("out out", "out foreign"))
     Path("out/manifest.json").write_text("{")
-    assert "other settings" in refused(cli, line, capsys)
-    assert "nowhere: no file" in refused(cli, "ixi --t1 nowhere --t2 t2 --out new", capsys)
-    assert "named like" in refused(cli, "ixi --t1 t2 --t2 t2 --out new", capsys)
-    assert "DICOM" in refused(cli, "mri2ct --t1 t1 --ct out/target --out new", capsys)
-    assert "no .h5 file" in refused(cli, "fastmri --volumes t1 --out new", capsys)
-    assert "--out" in refused(cli, "ixi --t1 t1 --t2 t2", capsys)
+    assert "other settings" in refused(cli, line)
+    assert "nowhere: no file" in refused(cli, "ixi --t1 nowhere --t2 t2 --out new")
+    assert "named like" in refused(cli, "ixi --t1 t2 --t2 t2 --out new")
+    assert "DICOM" in refused(cli, "mri2ct --t1 t1 --ct out/target --out new")
+    assert "no .h5 file" in refused(cli, "fastmri --volumes t1 --out new")
+    assert "--out" in refused(cli, "ixi --t1 t1 --t2 t2")
     assert not Path("new").exists()
 
 
-def test_a_missing_package_is_asked_for_in_one_sentence(cli, monkeypatch, capsys):
+def test_a_missing_package_is_asked_for_in_one_sentence(cli, monkeypatch):
     write_ixi(cli.folder, "a")
     monkeypatch.setitem(sys.modules, "nibabel", None)
-    assert "pip install nibabel" in refused(cli, "ixi --t1 t1 --t2 t2 --out out", capsys)
+    assert "pip install nibabel" in refused(cli, "ixi --t1 t1 --t2 t2 --out out")
 
 
 # ---------------------------------------------------------------- nothing wrong slips in
@@ -830,36 +821,36 @@ def test_the_plain_name_wins_and_the_others_are_named(cli, capsys):
     assert "S1-T1-mask.nii.gz is left out" in capsys.readouterr().err
 
 
-def test_names_that_would_be_one_patient_are_refused_by_name(cli, capsys):
+def test_names_that_would_be_one_patient_are_refused_by_name(cli):
     write_ixi(cli.folder, ["S 4", "S-4", "S_4"])
-    said = refused(cli, "ixi --t1 t1 --t2 t2 --out out", capsys)
+    said = refused(cli, "ixi --t1 t1 --t2 t2 --out out")
     assert "S 4" in said and "S-4" in said
     write_nifti(Path("one/A/S1-T1.nii.gz"), (4, 4, 4), np.eye(4))
     write_nifti(Path("one/B/S1-T1.nii.gz"), (4, 4, 4), np.eye(4))
-    assert "one/A/S1-T1" in refused(cli, "ixi --t1 one --t2 t2 --out out", capsys)
+    assert "one/A/S1-T1" in refused(cli, "ixi --t1 one --t2 t2 --out out")
     write_nifti(Path("plain/IXI001-T1.nii.gz"), *T1_GRID)
     write_series("ct/P 1")
     write_series("ct/P_1")
-    assert "ct/P 1 and ct/P_1" in refused(cli, "mri2ct --t1 plain --ct ct --out out", capsys)
+    assert "ct/P 1 and ct/P_1" in refused(cli, "mri2ct --t1 plain --ct ct --out out")
     for folder in ("train", "val"):
         write_knee(Path(folder, "file1.h5"))
-    assert "train/file1.h5 and val/file1.h5" in refused(cli, "fastmri --volumes train val --out out", capsys)
+    assert "train/file1.h5 and val/file1.h5" in refused(cli, "fastmri --volumes train val --out out")
 
 
-def test_ct_one_level_too_deep_ends_with_a_sentence(cli, capsys):
+def test_ct_one_level_too_deep_ends_with_a_sentence(cli):
     write_nifti(Path("t1/IXI001-T1.nii.gz"), *T1_GRID)
     for who in "ab":
         write_series(f"deep/{who}", PatientID="CQ500-CT-7", StudyInstanceUID="1.2.8")
-    said = refused(cli, "mri2ct --t1 t1 --ct deep --out out", capsys)
+    said = refused(cli, "mri2ct --t1 t1 --ct deep --out out")
     assert "deep/a and deep/b" in said and "CQ500-CT-7" in said and "in one folder" in said, said
 
 
-def test_one_person_in_two_of_many_folders_is_refused(cli, capsys):
+def test_one_person_in_two_of_many_folders_is_refused(cli):
     write_nifti(Path("t1/IXI001-T1.nii.gz"), *T1_GRID)
     for who in "abcd":
         write_series(f"ct/{who}", PatientID="7" if who in "bd" else who,
                      StudyInstanceUID=f"1.2.{ord(who)}")
-    said = refused(cli, "mri2ct --t1 t1 --ct ct --out out", capsys)
+    said = refused(cli, "mri2ct --t1 t1 --ct ct --out out")
     assert "ct/b and ct/d share PatientID '7';" in said, said
 
 
@@ -1005,7 +996,7 @@ def say_it_lies(path, motion):
     ("NaN", "all NaN or infinite"), ("400 mm", "20 of t1, 0 of t2"), ("110 mm", "of t1, 0 of t2"),
     ("metres", "not in mm"),
     ("T2 in metres", "not in mm"), ("a T1 mostly empty", "of t1, 0 of t2")])
-def test_a_patient_with_more_than_half_of_the_pairs_empty_is_bad(cli, capsys, fault, reason):
+def test_a_patient_with_more_than_half_of_the_pairs_empty_is_bad(cli, fault, reason):
     write_ixi(cli.folder, "a")
     path, (shape, affine) = Path("t1/a-T1.nii.gz"), T1_GRID
     in_metres = np.diag([.001, .001, .001, 1])
@@ -1017,7 +1008,7 @@ def test_a_patient_with_more_than_half_of_the_pairs_empty_is_bad(cli, capsys, fa
         say_it_lies(Path("t2/a-T2.nii.gz") if "T2" in fault else path, in_metres)
     else:
         write_nifti(path, *T2_GRID, cut_off(-15))
-    said = refused(cli, "ixi --t1 t1 --t2 t2 --size 64 --out out", capsys)
+    said = refused(cli, "ixi --t1 t1 --t2 t2 --size 64 --out out", warned=True)
     assert reason in manifest()["bad"]["a"], f"{fault}: {manifest()['bad']}"
     assert reason in said, f"{fault}: {said}"
     assert not read("out/evaluation/*"), f"{fault}: pairs were written"
@@ -1113,7 +1104,7 @@ def test_when_the_best_series_is_damaged_the_next_is_taken(cli):
     assert "8 files in thick" in notes["series"] and "thin/004.dcm cannot be used" in notes["found"][-1]
 
 
-def test_a_fastmri_file_that_cannot_be_opened_stays_out_of_the_split_and_joins_once_repaired(cli, capsys):
+def test_a_fastmri_file_that_cannot_be_opened_stays_out_of_the_split_and_joins_once_repaired(cli):
     for i in range(6):
         write_knee(Path(f"knees/file{i}.h5"), patient_id=f"person {i}")
     whole = Path("knees/file2.h5").read_bytes()
@@ -1195,12 +1186,12 @@ def test_the_manifest_is_saved_every_few_seconds(cli, monkeypatch):
     assert 3 <= len(written) <= 6, f"saved after {written} volumes"
 
 
-def test_a_disk_without_room_for_the_manifest_is_complained_of_once(cli, monkeypatch, capsys):
+def test_a_disk_without_room_for_the_manifest_is_complained_of_once(cli, monkeypatch):
     def full(source, target):
         raise OSError(28, "No space left on device")
     write_ixi(cli.folder, "ab")
     monkeypatch.setattr(os, "replace", full)
-    said = refused(cli, "ixi --t1 t1 --t2 t2 --size 64 --out out", capsys)
+    said = refused(cli, "ixi --t1 t1 --t2 t2 --size 64 --out out")
     assert "manifest.json: cannot be written (No space left on device)" in said, said
 
 
@@ -1219,10 +1210,10 @@ def test_what_is_said_of_144_mri_patients_is_so(cli, capsys):
     assert "144; 130 are left to train on" in said, said
 
 
-def test_a_set_without_a_slice_ends_with_exit_code_2_and_the_reasons(cli, capsys):
+def test_a_set_without_a_slice_ends_with_exit_code_2_and_the_reasons(cli):
     write_nifti(Path("t1/IXI001-T1.nii.gz"), *T1_GRID)
     write_series("ct/a", SeriesDescription="CTA")
-    said = refused(cli, "mri2ct --t1 t1 --ct ct --out out --size 64", capsys)
+    said = refused(cli, "mri2ct --t1 t1 --ct ct --out out --size 64", warned=True)
     assert "target" in said and "a: no plain axial CT" in said and "contrast agent" in said
 
 
@@ -1284,28 +1275,28 @@ def test_reasons_name_the_folder_of_a_file(cli):
         prepare.ct(sorted(Path("p").rglob("*.dcm")))
 
 
-def test_an_out_that_cannot_be_written_is_not_told_to_go_on(cli, capsys):
+def test_an_out_that_cannot_be_written_is_not_told_to_go_on(cli):
     write_ixi(cli.folder, "a")
     Path("file").touch()
     for out in ("file/slices", "file"):
-        said = refused(cli, f"ixi --t1 t1 --t2 t2 --out {out}", capsys)
+        said = refused(cli, f"ixi --t1 t1 --t2 t2 --out {out}")
         assert "goes on" not in said and "choose another" in said
 
 
-def test_an_out_that_looks_like_one_file_is_told_who_packs_it(cli, capsys):
+def test_an_out_that_looks_like_one_file_is_told_who_packs_it(cli):
     write_ixi(cli.folder, "a")
-    said = refused(cli, "ixi --t1 t1 --t2 t2 --out knee.H5", capsys)
+    said = refused(cli, "ixi --t1 t1 --t2 t2 --out knee.H5")
     assert "data.py" in said and "--h5 knee.H5" in said, f"nobody says how to get an .h5: {said}"
     assert not Path("knee.H5").exists(), "a folder was made that looks like a file"
 
 
-def test_a_second_run_in_the_same_folder_ends_at_its_start(cli, monkeypatch, capsys):
+def test_a_second_run_in_the_same_folder_ends_at_its_start(cli, monkeypatch):
     write_ixi(cli.folder, "ab")
     line, save, said = "ixi --t1 t1 --t2 t2 --size 64 --out out", Image.Image.save, []
 
     def meanwhile(*arguments, **keywords):
         monkeypatch.setattr(Image.Image, "save", save)
-        said.append(refused(cli, line, capsys))
+        said.append(refused(cli, line))
         save(*arguments, **keywords)
     monkeypatch.setattr(Image.Image, "save", meanwhile)
     cli(line)

@@ -145,8 +145,9 @@ def go(*words, program=train, **stand_ins):
         program.main()
 
 
-def refused(call, *words, **options):
-    """What a call that must end with exit code 2 says on stderr: one sentence."""
+def refused(call, *words, warned=False, **options):
+    """What a call that must end with exit code 2 says on stderr: one sentence, after others only
+    where it has warned before."""
     with redirect_stderr(io.StringIO()) as said:
         try:
             call(*words, **options)
@@ -154,9 +155,10 @@ def refused(call, *words, **options):
             assert stop.code == 2, f"exit code {stop.code}"
         else:
             raise AssertionError("it went on")
-    error = said.getvalue()
-    assert error.startswith("error: ") and error.count("\n") == 1, error
-    return error
+    *before, last = said.getvalue().splitlines()
+    assert last.startswith("error: ") and (warned or not before), said.getvalue()
+    assert not any(line.startswith(("error: ", "Traceback")) for line in before), before
+    return said.getvalue()
 
 
 def files_in(folder):
