@@ -232,7 +232,7 @@ def follow(loop, config, slices, folder, state):
             run.fail_unless_finite(folder, step, critic=risk_f, generator=risk_G, **terms)
             signal = run.signal_received(caught)
             if run.is_due(step, n_updates, 100, signal):
-                # wasserstein: minus Eq. 5. slope: between this update's G(x) and the last y.
+                # wasserstein: minus the critic's risk. slope: from this G(x) to the last y.
                 slope = critic_slope(f, y, G.image(x).detach(), eps).mean()
                 seconds = time.perf_counter() - began
                 run.log(folder, config, step, seconds, wasserstein=-risk_f, slope=slope, **terms)

@@ -1104,12 +1104,13 @@ def test_when_the_best_series_is_damaged_the_next_is_taken(cli):
     assert "8 files in thick" in notes["series"] and "thin/004.dcm cannot be used" in notes["found"][-1]
 
 
-def test_a_fastmri_file_that_cannot_be_opened_stays_out_of_the_split_and_joins_once_repaired(cli):
+@pytest.mark.parametrize("limit", ["", " --limit 5"])
+def test_a_fastmri_file_that_cannot_be_opened_stays_out_of_the_split_and_joins_once_repaired(cli, limit):
     for i in range(6):
         write_knee(Path(f"knees/file{i}.h5"), patient_id=f"person {i}")
     whole = Path("knees/file2.h5").read_bytes()
     Path("knees/file2.h5").write_bytes(whole[:1000])
-    line = "fastmri --volumes knees --size 64 --out out"
+    line = "fastmri --volumes knees --size 64 --out out" + limit
     cli(line)
     first = manifest()
     assert len(sum(first["drawn"].values(), [])) == 5 and "knees/file2.h5 cannot be used" in first["bad"]["file2"]
