@@ -387,7 +387,9 @@ def one_slice():
         columns.append((title, [translated(folder, x) for folder in runs]))
     columns.append(("truth", [y] * len(found)))
     picture_grid(HERE / "methods.png", columns, labels=list(found))
-    Image.open(HERE / "methods.png").convert("L").save(HERE / "methods.png", optimize=True)  # grey
+    grey = Image.open(HERE / "methods.png").convert("L")  # as wide as a page shows it
+    grey = grey.resize((840, 840 * grey.height // grey.width), Image.Resampling.LANCZOS)
+    grey.save(HERE / "methods.png", optimize=True)
 
 
 def main():

@@ -358,16 +358,17 @@ def test_what_was_found_follows_from_the_scores():
     assert maps[0]["reliability"]["nominal"][16] == 0.85
     dark = {name: sum(row["fluid"] < 80 for row in own) for name, own in groups.items()}
     assert {name: count for name, count in dark.items() if count} == {"uapi": 2, "pi": 3, "even": 2,
-                                                                         "gcgan": 1}
+                                                                         "gcgan": 1, "uagc": 1}
     assert not missing((
         f"of {least_and_most([sum(row['minutes']) for row in heads()], 0)} minutes each, have "
         f"{experiment.both_scores(heads(), 'GN0')} on GN0, where copying has {cell(copy['GN0'])}",
         f"Fluid lies between {min(fluid):.0f} and {max(fluid):.0f}.",
         f"a correlation of {statistics.correlation(fluid, gn0(every, 'ssim')):.2f} over runs",
         f"with lam 0, has {experiment.both_scores(groups['lam0'], 'GN0')} on GN0",
+        "uagc's has " + least_and_most([experiment.ause(row) for row in groups["uagc"]], 3) + ".",
         "AUSE is " + least_and_most([each["sparsification"]["ause"] for each in maps], 3),
         f"{100 * min(inside):.0f} to {100 * max(inside):.0f} % of the pixels lie in its 85 % intervals",
-        "It is dark in two of UAPI's six runs, all three of PI, two of `even` and one of gcgan.",
+        "It is dark in two of UAPI's six runs, all three of PI, two of `even`, one of gcgan and one of uagc.",
         "In the foreground it is " + least_and_most(
             [each["correlation"]["foreground"]["pearson_image"] for each in maps], 2),
         "in the whole image " + least_and_most([row["pcc_image"] for row in heads()], 2),
@@ -402,7 +403,7 @@ def test_what_the_search_found_follows_from_its_scores():
     apart = [abs(one["scenarios"]["GN0"]["ssim"] - other["scenarios"]["GN0"]["ssim"])
              for one, other in searched.values()]
     assert f"lie {least_and_most(apart, 0)} points apart" in weight
-    for method in ("cut", "cyclegan"):
+    for method in ("cyclegan", "uagc", "cut"):
         lams = list(experiment.lams(stored_rows, method))
         assert experiment.best(stored_rows, method) == lams[0] and len(lams) == 4
 
