@@ -66,11 +66,12 @@ def every_fourth(paths):
 
 def layout(data):
     """fourth_slices/ to train on, choose_slices/ and report_slices/ with pairs of others."""
-    data, _ = Path(data), read()  # a damaged record should end the script here
+    from run import fail
+    read()  # a damaged record should end the script here
+    data = Path(data)
     people = {path.name[:6] for path in data.glob("evaluation/*")}
     if lacking := {*CHOOSING, *REPORTING} - people:
-        sys.exit(f"error: {data}/evaluation lacks {', '.join(sorted(lacking))}; give the authors' "
-                 "IXI sample.")
+        fail(f"{data}/evaluation lacks {', '.join(sorted(lacking))}; give the authors' IXI sample.")
     jobs = [(path, Path("fourth_slices") / pile / path.name)
             for pile in ("input", "target") for path in every_fourth((data / pile).iterdir())]
     for end in ("_input", "_target"):
@@ -82,7 +83,7 @@ def layout(data):
     found = (path for part in ("fourth", "choose", "report")
              for path in Path(f"{part}_slices").glob("*/*") if path.suffix != ".tmp")
     if others := set(found).difference(goal for _, goal in jobs):
-        sys.exit(f"error: {min(others)} does not come from {data}; move the three folders away.")
+        fail(f"{min(others)} does not come from {data}; move {min(others).parts[0]} away.")
     for source, goal in jobs:
         if not goal.exists():
             goal.parent.mkdir(parents=True, exist_ok=True)
