@@ -258,8 +258,8 @@ def images_in(folder):
     paths = list_folder(folder)
     pictures = {path.stem: path for path in paths if path.suffix.lower() in ENDINGS}
     if others := [path.name for path in paths if pictures.get(path.stem) != path]:
-        print(f"{printable(folder)}: {len(others)} left out, {others[0]!r} first; see ENDINGS, "
-              "one file a name", file=sys.stderr)
+        print(f"{printable(folder)}: {len(others)} left out, {others[0]!r} first; "
+              f"wanted: {', '.join(ENDINGS)}, one file a name", file=sys.stderr)
     return pictures
 
 

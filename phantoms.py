@@ -76,10 +76,10 @@ def phantoms(subjects, size, slices=6, seed=0):
     slices in a row. The same size and seed always give the same arrays."""
     people = []
     for subject in range(subjects):
-        people.append(subject_slices(subject, size, slices, seed))
+        images = subject_slices(subject, size, slices, seed).clip(0, 255)
+        people.append(np.rint(images).astype(np.uint8))
         progress(subject + 1, subjects, "drawing phantom")
-    return [np.rint(images.clip(0, 255)).astype(np.uint8)
-            for images in np.concatenate(people, axis=1)]
+    return [*np.concatenate(people, axis=1)]
 
 
 def main():

@@ -36,7 +36,7 @@ from run import (bounded, claim_folder, fail, make_folder, memory_may_run_out, p
 PARTS = ("input", "target", "evaluation")
 ACQUISITION = "CORPD_FBK"  # coronal proton density without fat suppression, as in Sec. 4.1
 WHITE = 99.9  # percentile; with Sec. 4.2's 100 a few voxels of fat press a brain into lower greys
-HEAD = 90  # mm that a CT series must cover, about; then slices count
+HEAD = 90  # mm; a CT series that covers less comes last, of others slices count
 AIR = -1024  # Hounsfield units; below lies only padding outside the scanner's circle
 UNFIT = re.compile(r"(?:[^\w.-]|_)+")  # in names: blanks, and underscores, which end a patient's
 NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
@@ -56,7 +56,7 @@ SHARP = re.compile(r"bone|hi(gh)?.?res|hrct|sharp|lung|edge|\bh[67]\d|\bfc[38]\d
 
 # ---------------------------------------------------------------- who goes where, slices, greys
 def core(n):
-    """The core 60 % (Sec. 4.1) of n slices. Of 130: 26..103, as in the authors' sample."""
+    """The core 60 % of n slices (Sec. 4.1; of knees: ours). Of 130: 26..103, the authors' too."""
     return range(n // 5, n - n // 5)
 
 
@@ -583,7 +583,8 @@ def main():
     add("--size", type=bounded(int, 1, 4096), default=256, help="side d in pixels (Sec. 4.1: 256)")
     add("--seed", type=int, default=0, help="decides who goes where (Sec. 4.1: randomly)")
     add("--limit", type=many, help="a first look at so many patients, with an --out of its own")
-    add("--normalise", choices=("volume", "slice"), default="volume", help="its own grey scale")
+    add("--normalise", choices=("volume", "slice"), default="volume",
+        help="what has its own grey scale (Sec. 4.2 is silent); CT has a window")
     parser = argparse.ArgumentParser(description="Turn raw IXI, fastMRI and CQ500 into slices.")
     tasks = parser.add_subparsers(dest="task", required=True)
     add = tasks.add_parser("ixi", parents=[common], help="T1 to T2").add_argument

@@ -3,7 +3,7 @@
     python run.py RUN [RUN ...]    says where runs stand and draws their curves: curves.png
 
 It is used as `import run`: whatever names `run.` in a loop is machinery, and the rest is the paper
-and plain PyTorch. At a first reading, skip this file.
+and plain PyTorch. At a first reading, skip this file but for decay_rates().
 """
 import argparse
 import ctypes
@@ -254,7 +254,7 @@ def is_due(step, n_updates, times, signal=0):
 
 
 def log(folder, config, step, seconds, **values):
-    """Prints one line and appends the same to log.jsonl; under torchrun of the first process's
+    """Prints one line and appends a fuller one to log.jsonl; under torchrun of the first process's
     share of the batch. A scale that nothing trains is null; ugac's maps are then left out."""
     n_updates = config["updates"]
     images = step * (config["critic_steps"] + 1) * config["batch"] / seconds

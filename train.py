@@ -39,7 +39,7 @@ def make_parser():
     weight, rate = bounded(float, 0, 1e12), bounded(float, 1e-12, 1e12)
     flag("--data", help="folder of slices, .h5 file, or the word phantom (Sec. 4.1)")
     flag("--method", choices=("uapi", "pi") + baselines.METHODS, default="uapi",
-         help="uapi, the default: Eq. 9; pi: Eq. 6; the others: Sec. 4.2, baselines.py")
+         help="uapi, the default: Eq. 9; pi: Eq. 6; others: baselines.py (Sec. 4.2; uagc: ours)")
     flag("--lam", type=weight, help="weight of the patch or consistency loss (Eq. 6; Sec. 3.4: by "
                                     "grid search), default 10; cut: 1")
     flag("--p", type=weight, default=10.0, help="weight of the gradient penalty (Sec. 3.4: 10)")
@@ -51,7 +51,7 @@ def make_parser():
     flag("--lr-g", type=rate, default=5e-5, help="learning rate of G (Sec. 3.4: 5e-5)")
     flag("--lr-c", type=rate, default=2e-5, help="learning rate of f (Sec. 3.4: 2e-5)")
     flag("--decay", type=bounded(float, 0, 1), default=0.0, metavar="F",
-         help="both rates fall to 0 over the last part F of the updates (Sec. 3.4: 0)")
+         help="both rates fall to 0 over the last F of --updates, anew with more (Sec. 3.4: 0)")
     flag("--width", type=bounded(int, 1, 256), default=16,
          help="width of G's first level (Sec. 3.4: 8.7 million parameters)")
     flag("--critic-width", type=bounded(int, 1, 512), default=32,
@@ -153,7 +153,7 @@ def build(config):
     theta, omega = theta.to(config["device"]), omega.to(config["device"])
     opt_G = torch.optim.Adam(theta.parameters(), lr=config["lr_g"], betas=(0.0, 0.9))
     opt_f = torch.optim.Adam(omega.parameters(), lr=config["lr_c"], betas=(0.0, 0.9))
-    # Seeds 8 s + 1, ...: no stream shares its seed with the weights, or with another run's stream.
+    # Seeds 8 s + 1, ...: no stream shares its seed with the weights, or with another seed's stream.
     streams = {name: torch.Generator().manual_seed(8 * config["seed"] + k)
                for k, name in enumerate(("x", "y", "phi", "eps", "baselines"), 1)}
     return State(theta, omega, opt_G, opt_f, streams)
@@ -185,7 +185,7 @@ def train(config, slices, state):
     step, n_updates = state.step, config["updates"]
 
     while step < n_updates:
-        run.decay_rates(config, step, opt_G, opt_f)
+        run.decay_rates(config, step, opt_G, opt_f)  # Sec. 3.4: constant
         # The critic: n_c updates of omega. theta stands still.
         for _ in range(n_c):
             x = draw(X, b, streams["x"], device)                       # (1) unrelated batches,
@@ -237,8 +237,9 @@ def follow(loop, config, slices, folder, state):
                 seconds = time.perf_counter() - began
                 run.log(folder, config, step, seconds, wasserstein=-risk_f, slope=slope, **terms)
                 if run.is_due(step, n_updates, 10, signal):
+                    with_scale = config["method"] == "uapi" and config["lam"] > 0
                     plot_samples(folder / "samples" / f"{step:06d}.png", G, slices,
-                                 config["device"], baselines.trains_scale(config))
+                                 config["device"], with_scale)
                     run.plot_curves([folder], folder / "curves.png")
                 run.save(folder, config, step, seconds, state)
             if signal:
@@ -248,13 +249,13 @@ def follow(loop, config, slices, folder, state):
 @torch.no_grad()
 def plot_samples(path, G, slices, device, with_scale):
     """Draws the images of Eq. 6 and 9 for three fixed slices, of evaluation if there are any. The
-    scale is the patch's. ugac's alpha and beta do not belong to patches and are left out."""
+    scale is the patch's; those of ugac and uagc do not belong to patches and are left out."""
     inputs = slices.evaluation_input if len(slices.evaluation_input) else slices.input
     chosen, d = [len(inputs) * k // 6 for k in (1, 3, 5)], inputs.shape[-1]
     x = to_unit(torch.from_numpy(inputs[chosen]).unsqueeze(1)).to(device)
     size, first = int(0.7 * d), (d - int(0.7 * d)) // 2  # the middle
     phi = Phi(*(torch.full((3,), value) for value in (size, first, first)))
-    (image, *_), (b, scale, *beta) = G(x), G(patch(x, phi))
+    (image, *_), (b, scale, *_) = G(x), G(patch(x, phi))
     a = patch(image, phi)
     columns = {"input\n$x$": x, "patch\n$P(x)$": patch(x, phi), "translation\n$G(x)$": image,
                "its patch\n$a = P(G(x))$": a, "patch, translated\n$b = G(P(x))$": b}
@@ -264,7 +265,6 @@ def plot_samples(path, G, slices, device, with_scale):
     columns["patch residual\n$|a - b|$"] = 127.5 * (a - b).abs().cpu()
     caption = ("Patch invariance (Eq. 6): a, the orange square cut out after the translation, and "
                "b, cut out before it, should be alike.")
-    with_scale = with_scale and not beta
     if with_scale:
         columns["scale\n$G^\\sigma(P(x))$"] = 127.5 * scale.cpu()
         caption += " The scale (Eq. 9) sees the patch alone and should be bright where they differ."

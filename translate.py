@@ -37,9 +37,9 @@ def load_run(folder, device):
 
 @torch.no_grad()
 def translate(G, x, device):
-    """Translates x [n,1,d,d] in grey levels -> image in [0,255]; alpha in grey levels, the scale
-    itself but for ugac; beta, 1 but for ugac; on the CPU. ValueError for x of another shape or
-    range."""
+    """Translates a tensor x [n,1,d,d] in grey levels -> image in [0,255]; alpha in grey levels,
+    the scale itself but for ugac; beta, 1 but for ugac; on the CPU. ValueError for x of another
+    shape or range."""
     if x.ndim != 4 or x.shape[1] != 1 or x.shape[2] != x.shape[3] or not len(x):
         raise ValueError(f"translate: wants grey images [n,1,d,d], got {list(x.shape)}")
     low, high = float(x.min()), float(x.max())
