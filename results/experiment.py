@@ -116,8 +116,23 @@ def fluid(images, x, y):
 
 
 def translated(folder, x):
+    """What translate() returns of a run's G: translation, alpha and beta."""
     from translate import load_run, translate
-    return translate(load_run(folder, "cpu")[0], x, "cpu")[0]
+    return translate(load_run(folder, "cpu")[0], x, "cpu")
+
+
+def without_air(x, y, translation, alpha, beta):
+    """What a map knows where the truth isn't dark: AUSE, that of a constant map, and the share of
+    the pixels that its 85 % intervals hold. In the whole image: the AUSE of x, taken as a map."""
+    import torch
+    from evaluate import FOREGROUND
+    from uncertainty import expected_residual, probability, sparsification
+    residual, inside = (translation - y).abs(), y > FOREGROUND
+    scale, held = expected_residual(alpha, beta), probability(residual, alpha, beta) <= .85
+    return {"ause": sparsification(residual[inside], scale[inside])["ause"],
+            "constant": sparsification(residual[inside], torch.ones(int(inside.sum())))["ause"],
+            "held_by_85": float(held[inside].double().mean()),
+            "ause_of_x_with_air": sparsification(residual, x)["ause"]}
 
 
 def add(row, run, part):
@@ -130,13 +145,16 @@ def add(row, run, part):
             for c in stages(config)]
     late = [r["scale_mean"] for r in logs[0] if r["step"] > 0.9 * config["updates"]]
     x, y, _ = pairs(part, config["size"])
+    translation, alpha, beta = translated(folder, x)
     rows = read()
     rows[row] = {
         "method": config["method"], "seed": config["seed"], "pairs": part,
         "lams": [c["lam"] for c in stages(config)][::-1], "bf16": config["bf16"],
         "minutes": [round(log[-1]["seconds"] / 60, 1) for log in logs][::-1],
         "scale": fmean(late) if late and None not in late else None,
-        "fluid": fluid(translated(folder, x), x, y), **scores}
+        "fluid": fluid(translation, x, y),
+        "without_air": scores["uncertainty"] and without_air(x, y, translation, alpha, beta),
+        **scores}
     rows[f"copy_{part}_{config['size']}"] = {"scenarios": metrics["copy_input"], "pairs": part}
     write(rows)
 
@@ -226,10 +244,6 @@ def both_scores(own, scenario):
     return "/".join(spread([score[metric] for score in scores]) for metric in ("ssim", "psnr"))
 
 
-def displaced(row, axis):
-    return row["displacement"] and row["displacement"][axis]
-
-
 def ause(row):
     return row["uncertainty"] and row["uncertainty"]["sparsification"]["ause"]
 
@@ -240,22 +254,21 @@ def pair(score):
 
 def main_table(rows):
     lines = [["run", "lam", "minutes", "GN0", "GN20", "IP10", "in the head", "fluid",
-              "down", "right", "Pearson", "AUSE"]]
+              "down", "Pearson", "AUSE"]]
     for group, own in groups(rows).items():
         lines.append([group, f"{own[0]['lams'][0]:g}, {own[0]['lams'][-1]:g}",
                       f"{fmean(sum(row['minutes']) for row in own):.0f}",
                       *(both_scores(own, scenario) for scenario in ("GN0", "GN20", "IP10")),
                       spread([gn0(row)["ssim_head"] for row in own]),
                       spread([row["fluid"] for row in own], 0),
-                      spread([displaced(row, "down") for row in own]),
-                      spread([displaced(row, "right") for row in own]),
+                      spread([row["displacement"] and row["displacement"]["down"] for row in own]),
                       spread([row["pcc_image"] for row in own]),
                       spread([ause(row) for row in own], 3)])
     copy = rows["copy_report_128"]["scenarios"]
     scores = [pair(copy[scenario]) for scenario in ("GN0", "GN20", "IP10")]
     head = rows["references"]["copy of the input"]["ssim_head"]
     dark = f"{rows['references']['fluid']['input']:.0f}"
-    return lines + [["copy of the input", "-", "-", *scores, f"{head:.2f}", dark, *"----"]]
+    return lines + [["copy of the input", "-", "-", *scores, f"{head:.2f}", dark, *"---"]]
 
 
 def all_scores(own):
@@ -264,12 +277,15 @@ def all_scores(own):
             for metric in ("ssim", "psnr") for scenario in SCENARIOS]
 
 
+def above(a, b):
+    """Says whether the mean of a is ranked above that of b: by twice the larger deviation."""
+    return fmean(a) - fmean(b) > 2 * max(stdev(a), stdev(b))
+
+
 def ranks(ours, theirs):
-    """How many of the 14 means are higher than theirs by more than twice the larger deviation, and
-    how many lower."""
-    gaps = [(fmean(a) - fmean(b)) / max(stdev(a), stdev(b))
-            for a, b in zip(all_scores(ours), all_scores(theirs))]
-    return f"+{sum(gap > 2 for gap in gaps)}/-{sum(gap < -2 for gap in gaps)}"
+    """How many of our 14 means are ranked above theirs, and how many of theirs above ours."""
+    both = [*zip(all_scores(ours), all_scores(theirs))]
+    return f"+{sum(above(a, b) for a, b in both)}/-{sum(above(b, a) for a, b in both)}"
 
 
 def rank_table(rows):
@@ -288,17 +304,21 @@ def rank_table(rows):
 
 def recipe_table(rows):
     own = [rows[name] for name in sorted(rows) if name.startswith("recipe_uapi_")]
-    return [["seed", "minutes", "SSIM/PSNR of three people", "of five others"]] + [
-        [f"{row['seed']}", " + ".join(f"{minutes:.0f}" for minutes in row["minutes"]),
-         pair(gn0(row)), pair(gn0(rows[f"other_seeds_uapi_{row['seed']}"]))] for row in own]
+    return [["seed", "SSIM/PSNR of three people", "of five others"]] + [
+        [f"{row['seed']}", pair(gn0(row)), pair(gn0(rows[f"other_seeds_uapi_{row['seed']}"]))]
+        for row in own]
 
 
 def lam_table(rows):
-    lines = [["method", "lam", "seed 10", "seed 11", "mean"]]
+    """A line a method: each lam and its means over two seeds; the rule's choice is bold."""
+    lines = [["method", "lam: SSIM/PSNR", "", "", ""]]
     for method in METHODS:
+        cells = []
         for lam, own in lams(rows, method).items():
-            means = (f"{fmean(gn0(row)[metric] for row in own):.2f}" for metric in ("ssim", "psnr"))
-            lines.append([method, f"{lam:g}", *(pair(gn0(row)) for row in own), "/".join(means)])
+            mean = {metric: fmean(gn0(row)[metric] for row in own) for metric in ("ssim", "psnr")}
+            chosen = "**" if lam == best(rows, method) else ""
+            cells.append(f"{chosen}{lam:g}{chosen}: {pair(mean)}")
+        lines.append([method, *cells, *["-"] * (4 - len(cells))])
     return lines
 
 
@@ -385,7 +405,7 @@ def one_slice():
     for k, title in enumerate(("first seed", "second", "third")):
         runs = [f"runs/large_{own[k]['method']}_{own[k]['lams'][0]:g}_{own[k]['seed']}"
                 for own in found.values()]
-        columns.append((title, [translated(folder, x) for folder in runs]))
+        columns.append((title, [translated(folder, x)[0] for folder in runs]))
     columns.append(("truth", [y] * len(found)))
     picture_grid(HERE / "methods.png", columns, labels=list(found))
     grey = Image.open(HERE / "methods.png").convert("L")  # as wide as a page shows it

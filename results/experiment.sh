@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Every run behind results/README.md, in order of priority, one after the other. A run that
-# experiment.json has is skipped, one that was stopped goes on.
+# experiment.json has is skipped, one that was stopped goes on. As stored, it has all: move it away.
 #
 #     bash results/experiment.sh DATA [FLAG ...]    DATA: a folder with input/, target/, evaluation/
 #
@@ -60,7 +60,7 @@ once() {  # ROW COMMAND...: unless the json has the row, or another process work
     (flock -n 9 || exit 0; "$@") 9> "runs/$row.lock"
 }
 
-recipe() {  # METHOD LAM SEED LARGE_LAM: the whole recipe, on the pairs that choose the recipe
+recipe() {  # METHOD LAM SEED LARGE_LAM: the whole recipe, scored on both groups of people
     large "$@"
     judge choose "large_$1_$2_$3" "recipe_$1_$3"
     judge report "large_$1_$2_$3" "other_seeds_$1_$3"
