@@ -358,8 +358,8 @@ def test_what_was_found_follows_from_the_scores():
     maps = [row["uncertainty"] for row in heads()]
     fluid = [row["fluid"] for row in every]
     in_the_light = {name: {key: [row["without_air"][key] for row in own] for key in own[0]["without_air"]}
-                    for name, own in (("uapi", heads()), ("uagc", groups["uagc"]))}
-    ours, uagcs = in_the_light["uapi"], in_the_light["uagc"]
+                    for name, own in (("uapi", heads()), ("uagc", groups["uagc"]), ("ugac", groups["ugac"]))}
+    ours, uagcs, ugacs = in_the_light.values()
     assert evaluate.FOREGROUND == 25.5
     assert max(ours["ause"]) < min(ours["constant"]), "finds bad pixels"
     assert max(map(experiment.ause, heads())) < min(ours["ause_of_x_with_air"])
@@ -378,6 +378,7 @@ def test_what_was_found_follows_from_the_scores():
         f"map, has {least_and_most(ours['ause_of_x_with_air'], 3)}.",
         f"intervals around the translation hold {percent(ours)} % of the pixels above 25.5.",
         f"Those of uagc hold {percent(uagcs)} %, with an AUSE of {least_and_most(uagcs['ause'], 2)}.",
+        f"is right: {percent(ugacs)} %, with an AUSE of {least_and_most(ugacs['ause'], 2)}.",
         "It is dark in two of UAPI's six runs, all three of PI, two of `even`, one of gcgan and one of uagc.",
         "In the foreground it is " + least_and_most(
             [each["correlation"]["foreground"]["pearson_image"] for each in maps], 2),
@@ -406,7 +407,7 @@ def test_what_the_search_found_follows_from_its_scores():
     apart = [abs(one["scenarios"]["GN0"]["ssim"] - other["scenarios"]["GN0"]["ssim"])
              for one, other in experiment.lams(stored_rows, "uapi").values()]
     assert f"lie {least_and_most(apart, 0)} points apart" in weight
-    for method in ("cyclegan", "uagc", "cut"):
+    for method in ("cyclegan", "ugac", "uagc", "cut"):
         lams = list(experiment.lams(stored_rows, method))
         assert experiment.best(stored_rows, method) == lams[0] and len(lams) == 4
 
@@ -439,8 +440,8 @@ def test_what_is_said_of_ranks_follows_from_the_rule_and_from_the_paper():
     assert experiment.SCENARIOS[5:] == ("IP5", "IP10")
     assert f"in SSIM on IP5 and IP10, by {gaps[5]:.1f} and {gaps[6]:.1f} points" in text
     assert ranks["pi"][:2] == ["+0/-0", "+11/-0"] and "above PI in 11 of 14 means, its seeds 0" in text
-    same, = {above_in_the_paper(name) for name in ("pi", "cyclegan", "gcgan")}
-    assert (f"above PI, cyclegan and gcgan in {same} of 14 each, and above CUT, with another network, "
+    same, = {above_in_the_paper(name) for name in ("pi", "cyclegan", "gcgan", "ugac")}
+    assert (f"above PI, cyclegan, gcgan and ugac in {same} of 14 each, and above CUT, with another network, "
             f"in {above_in_the_paper('cut')}.") in text
 
 
