@@ -156,8 +156,8 @@ def progress(done, total, what):
 def join_processes(device):
     """Under torchrun: joins the other processes; all but the first fall silent."""
     if distributed.is_torchelastic_launched():
-        cuda = torch.device(device).type == "cuda"
-        if cuda:
+        import torch.distributed.nn  # before the group: imported later, it holds it beyond its end
+        if cuda := torch.device(device).type == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         distributed.init_process_group("nccl" if cuda else "gloo")
         if not is_first():
