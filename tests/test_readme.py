@@ -378,7 +378,7 @@ def test_what_was_found_follows_from_the_scores():
         f"map, has {least_and_most(ours['ause_of_x_with_air'], 3)}.",
         f"intervals around the translation hold {percent(ours)} % of the pixels above 25.5.",
         f"Those of uagc hold {percent(uagcs)} %, with an AUSE of {least_and_most(uagcs['ause'], 2)}.",
-        f"is right: {percent(ugacs)} %, with an AUSE of {least_and_most(ugacs['ause'], 2)}.",
+        f"is nearly right: {percent(ugacs)} %, with an AUSE of {least_and_most(ugacs['ause'], 2)}.",
         "It is dark in two of UAPI's six runs, all three of PI, two of `even`, one of gcgan and one of uagc.",
         "In the foreground it is " + least_and_most(
             [each["correlation"]["foreground"]["pearson_image"] for each in maps], 2),
@@ -427,10 +427,11 @@ def test_what_is_said_of_ranks_follows_from_the_rule_and_from_the_paper():
     groups = experiment.groups(stored("experiment.json"))
     even, chose_no_lam = groups["even"], [row for row in heads() if row["seed"] not in (10, 11)]
     assert experiment.ranks(chose_no_lam, even) == "+0/-0", "without seeds 10 and 11 none is"
+    assert "There cyclegan, gcgan and uagc are ranked above it, in 5, 6 and 5 means." in text
     quiet = experiment.SCENARIOS.index("GN0")
     for name, count in (("cyclegan", 5), ("gcgan", 6), ("uagc", 5)):
         scores = zip(experiment.all_scores(groups[name]), experiment.all_scores(groups["pi"]))
-        assert experiment.ranks(groups[name], groups["pi"]) == f"+{count}/-0"
+        assert experiment.ranks(groups[name], groups["pi"]) == f"+{count}/-0", name
         assert not any(experiment.above(*both) for k, both in enumerate(scores) if k % 7 == quiet)
         if name in experiment.PAPER:
             ssim = [experiment.PAPER[method][0] for method in (name, "pi")]
@@ -462,6 +463,16 @@ def test_a_mean_is_ranked_beyond_twice_the_larger_deviation_only():
 def test_fluid_is_what_is_dark_in_t1_and_bright_in_t2():
     x, y = torch.tensor([69.0, 70, 10, 10]), torch.tensor([131.0, 200, 130, 131])
     assert experiment.fluid(torch.tensor([8.0, 99, 99, 4]), x, y) == 6
+
+
+def test_what_a_map_knows_without_air():
+    """By hand: of three pixels the first is air. The scale orders the others as their residuals are,
+    and is too small for one: 1 - exp(-10) is more than 0.85, 1 - exp(-1) is not."""
+    y, residual, scale = (torch.tensor(row).reshape(1, 1, 1, 3) for row in (
+        [0.0, 100, 200], [90.0, 1, 10], [0.5, 0.1, 10]))
+    found = experiment.without_air(y, y, y + residual, scale, torch.ones_like(y))
+    assert found["ause"] == 0 < found["constant"] and found["held_by_85"] == 0.5
+    assert found["ause_of_x_with_air"] > 0.5, "x is darkest where the residual is largest"
 
 
 def heads():
