@@ -36,7 +36,7 @@ from run import (bounded, claim_folder, fail, make_folder, memory_may_run_out, p
 PARTS = ("input", "target", "evaluation")
 ACQUISITION = "CORPD_FBK"  # coronal proton density without fat suppression, as in Sec. 4.1
 WHITE = 99.9  # percentile; with Sec. 4.2's 100 a few voxels of fat press a brain into lower greys
-HEAD = 90  # mm; a CT series that covers less comes last, of others slices count
+HEAD = 90  # mm; CT series that cover less come last, the others go by their slices
 AIR = -1024  # Hounsfield units; below lies only padding outside the scanner's circle
 UNFIT = re.compile(r"(?:[^\w.-]|_)+")  # in names: blanks, and underscores, which end a patient's
 NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
@@ -56,7 +56,7 @@ SHARP = re.compile(r"bone|hi(gh)?.?res|hrct|sharp|lung|edge|\bh[67]\d|\bfc[38]\d
 
 # ---------------------------------------------------------------- who goes where, slices, greys
 def core(n):
-    """The core 60 % of n slices (Sec. 4.1; of knees: ours). Of 130: 26..103, the authors' too."""
+    """The core 60 % of n slices (Sec. 4.1; knees: ours). Of 130: 26..103, as the authors have."""
     return range(n // 5, n - n // 5)
 
 

@@ -156,7 +156,7 @@ def progress(done, total, what):
 def join_processes(device):
     """Under torchrun: joins the other processes; all but the first fall silent."""
     if distributed.is_torchelastic_launched():
-        import torch.distributed.nn  # before the group: imported later, it holds it beyond its end
+        import torch.distributed.nn  # imported later, its defaults would keep the group alive
         if cuda := torch.device(device).type == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         distributed.init_process_group("nccl" if cuda else "gloo")

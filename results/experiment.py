@@ -232,6 +232,14 @@ def groups(rows):
     return {group: found[group] for group in GROUPS if len(found[group]) == 3}
 
 
+def fail_unless_compared(found):
+    """Ends the program where experiment.sh has not come as far as the first comparison."""
+    from run import fail
+    if lacking := {"other_seeds_uapi", "uapi", "pi"} - found.keys():
+        fail(f"{JSON} has no three seeds yet of {', '.join(sorted(lacking))}; let experiment.sh "
+             "make them.")
+
+
 def spread(values, digits=2):
     """Mean and standard deviation over seeds; a dash where a run has no such number."""
     if None in values:
@@ -415,7 +423,9 @@ def one_slice():
 
 def main():
     command, *words = sys.argv[1:] or ["help"]
-    if command == "layout":
+    if command in ("tables", "figures", "one_slice"):
+        fail_unless_compared(groups(read()))
+    if command == "layout" and len(words) == 1:
         layout(*words)
     elif command == "has":
         sys.exit(0 if words[0] in read() else 1)

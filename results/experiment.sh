@@ -7,7 +7,7 @@
 # Started once more at the same time, it takes the runs that the first one has not begun.
 # OMP_NUM_THREADS=1 gives each one core. Flags go to train.py, such as --bf16.
 set -eu
-data=$(realpath "$1")
+data=$(realpath "${1:?give the folder that holds input/, target/ and evaluation/}")
 cd "$(dirname "$0")/.."
 shift
 extra="$*"

@@ -556,6 +556,15 @@ def test_the_experiments_slices_come_from_one_folder_that_has_all_its_people(tmp
     assert f"two/evaluation lacks {people[-1]};" in refused(experiment.layout, "two")
 
 
+def test_tables_of_a_record_that_has_only_begun_are_refused(tmp_path, monkeypatch):
+    """The results page says to move the record away: what the script then has may be too little."""
+    monkeypatch.setattr(experiment, "JSON", tmp_path / "experiment.json")
+    for command in ("tables", "figures", "one_slice"):
+        monkeypatch.setattr(sys, "argv", ["experiment.py", command])
+        said = refused(experiment.main)
+        assert "no three seeds yet of other_seeds_uapi, pi, uapi; let experiment.sh make them" in said
+
+
 def test_every_fourth_slice_of_each_patient_is_taken_but_of_those_thinned_out_before():
     many, few = ([Path(f"{who}_{k:03d}.jpg") for k in range(n)] for who, n in (("b", 41), ("a", 40)))
     assert experiment.every_fourth(many[::-1] + few) == few + many[::4]
